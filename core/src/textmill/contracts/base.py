@@ -1,0 +1,48 @@
+"""The base of everything that is stored or sent: frozen, strict about unknown fields, versioned.
+
+Knows nothing of stores, queues or HTTP.
+"""
+
+import hashlib
+import os
+import time
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class Contract(BaseModel):
+    """A stored or sent value. Frozen; unknown fields are refused, so that a typo never passes as a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64")
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json().encode()
+
+
+class StoredContract(Contract):
+    """A contract that is written to the store, and so outlives the code that wrote it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+def new_id(prefix: str) -> str:
+    """A UUIDv7 (RFC 9562) in hex behind a kind prefix: sorts by creation time, e.g. ``doc_0193...``."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 64 & 0xFFF) << 64
+    value |= 0b10 << 62 | random & (1 << 62) - 1
+    return f"{prefix}_{value:032x}"
+
+
+def content_id(prefix: str, *parts: str) -> str:
+    """An id that depends on content alone: the same parts give the same id. 128 bits of SHA-256."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+    return f"{prefix}_{digest[:32]}"
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

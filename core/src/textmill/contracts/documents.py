@@ -1,0 +1,76 @@
+"""What ingest keeps: documents as they came, and the passages they were split into."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from textmill.contracts.base import Contract, StoredContract, utc_now
+
+MediaType = Literal["text/plain", "text/markdown", "text/html", "application/jsonl", "text/csv"]
+Language = Literal["en", "zh"]
+
+
+class Encoding(Contract):
+    """How the bytes of a document were read. ``confidence`` is 1.0 where a rule decided, below that where detection did."""
+
+    name: str
+    method: Literal["bom", "utf-8", "gb18030", "detected", "declared"]
+    confidence: float = Field(ge=0, le=1)
+
+
+class Document(StoredContract):
+    """One uploaded or fetched file. The bytes lie at ``raw/<sha256>``, once, however often they were uploaded."""
+
+    document_id: str
+    sha256: str
+    size_bytes: int
+    name: str
+    media_type: MediaType
+    encoding: Encoding
+    source_url: str | None = None
+    created_at: datetime = Field(default_factory=utc_now)
+
+    @property
+    def raw_key(self) -> str:
+        return f"raw/{self.sha256}"
+
+
+class Span(Contract):
+    """A half-open range of the original document, in characters of its decoded text and in bytes of the file."""
+
+    char_start: int
+    char_end: int
+    byte_start: int
+    byte_end: int
+
+
+class Passage(StoredContract):
+    """A piece of a document, small enough to ask about.
+
+    ``text`` is what readers see; ``span`` is where it stands in the original. ``exact`` says that the original's
+    characters in ``span`` are ``text`` to the letter; where markup was taken out (HTML, JSON escapes) they are not.
+    """
+
+    passage_id: str
+    document_id: str
+    document_sha256: str
+    index: int
+    text: str
+    language: Language
+    heading: str | None = None
+    span: Span
+    exact: bool
+
+
+class CorpusManifest(StoredContract):
+    """A corpus: the passages of some documents, in JSON lines at ``passages_key``. Written last."""
+
+    corpus_id: str
+    document_ids: Sequence[str]
+    passages_key: str
+    passages: int
+    characters: int
+    languages: dict[Language, int]
+    created_at: datetime = Field(default_factory=utc_now)

@@ -1,0 +1,255 @@
+"""What is asked of textmill (one class per kind of job) and how far a job has come.
+
+The JSON body of a ``POST`` *is* the job: ids may be left out and are then made up. ``then`` names the jobs that
+follow, each with its ids already in place, so that a whole recipe is one submission.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from textmill.contracts.base import Contract, StoredContract, new_id, utc_now
+from textmill.contracts.datasets import Strategy
+
+JobKind = Literal["crawl", "corpus", "synth", "train", "deploy", "evaluate", "loadtest"]
+JOB_KINDS: tuple[JobKind, ...] = ("crawl", "corpus", "synth", "train", "deploy", "evaluate", "loadtest")
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Id = Annotated[str, Field(pattern=r"^[a-z]{2,4}_[0-9a-f]{32}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class BaseJob(StoredContract):
+    """What every job has. ``then`` is submitted in order, each when the one before it has succeeded."""
+
+    job_id: Id = Field(default_factory=lambda: new_id("job"))
+    submitted_at: datetime = Field(default_factory=utc_now)
+    then: "tuple[Job, ...]" = ()
+
+    def next_job(self) -> "Job | None":
+        """The job that follows this one, carrying the rest of the chain."""
+        if not self.then:
+            return None
+        head, *rest = self.then
+        return head.model_copy(update={"then": tuple(rest), "submitted_at": utc_now()})
+
+
+class CrawlJob(BaseJob):
+    """Fetch these URLs, politely, into documents. Follows no links."""
+
+    kind: Literal["crawl"] = "crawl"
+    crawl_id: Id = Field(default_factory=lambda: new_id("crl"))
+    urls: tuple[str, ...] = Field(min_length=1, max_length=10_000)
+
+
+class SplitRule(Contract):
+    """How a document becomes passages. ``max_characters`` bounds each: longer ones are cut at a sentence end."""
+
+    method: Literal["blank_lines", "headings", "budget"] = "blank_lines"
+    max_characters: int = Field(default=2_000, ge=50, le=100_000)
+
+
+class CorpusJob(BaseJob):
+    """Split documents into passages."""
+
+    kind: Literal["corpus"] = "corpus"
+    corpus_id: Id = Field(default_factory=lambda: new_id("cor"))
+    document_ids: tuple[Id, ...] = ()
+    crawl_ids: tuple[Id, ...] = ()
+    split: SplitRule = SplitRule()
+
+
+class Question(Contract):
+    """One thing to know about each passage, and the ways of asking for it.
+
+    ``key`` is a regular expression with a group ``key``, matched on the passage: the fact a right answer contains.
+    ``ask`` and ``held_out`` have slots like ``{name}``, filled from the groups of the set's ``subject``.
+    """
+
+    id: Name
+    key: str
+    ask: tuple[str, ...] = Field(min_length=1)
+    held_out: tuple[str, ...] = ()
+
+
+class QuestionSet(Contract):
+    """The owner's own questions. ``subject`` is matched on each passage; its named groups fill the slots."""
+
+    language: Literal["en", "zh"]
+    subject: str
+    questions: tuple[Question, ...] = Field(min_length=1)
+
+
+class SynthJob(BaseJob):
+    """Turn a corpus into a dataset.
+
+    Without ``question_sets`` the built-in ways of asking are used, about each passage's subject. ``model`` and
+    ``llm_url`` default to the synth service's settings; keys never travel in a job.
+    """
+
+    kind: Literal["synth"] = "synth"
+    corpus_id: Id
+    dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
+    strategies: tuple[Strategy, ...] = Field(default=("qa",), min_length=1)
+    question_sets: tuple[QuestionSet, ...] = ()
+    model: str | None = None
+    llm_url: str | None = None
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_answer_tokens: int = Field(default=96, ge=8, le=8_192)
+    extractive_fallback: bool = True
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
+    system_prompt: str | None = None
+    seed: int = 0
+
+
+class TrainJob(BaseJob):
+    """Fine-tune ``base_model`` on a dataset and publish the merged model."""
+
+    kind: Literal["train"] = "train"
+    dataset_id: Id
+    run_id: Id = Field(default_factory=lambda: new_id("run"))
+    model_id: Id = Field(default_factory=lambda: new_id("mdl"))
+    base_model: str | None = None
+    epochs: int = Field(default=3, ge=1, le=1_000)
+    batch_size: int = Field(default=16, ge=1, le=4_096)
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    rank: int = Field(default=16, ge=1, le=1_024)
+    alpha: int = Field(default=32, ge=1, le=4_096)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    max_tokens: int = Field(default=1_024, ge=16, le=1_000_000)
+    evaluations: int = Field(default=4, ge=0, le=1_000)
+    checkpoints: int = Field(default=4, ge=0, le=1_000)
+    seed: int = 0
+
+
+class DeployJob(BaseJob):
+    """Let ``name`` answer with ``model_id``: starts an engine, or swaps the model of the one that has the name."""
+
+    kind: Literal["deploy"] = "deploy"
+    deployment_id: Id = Field(default_factory=lambda: new_id("dep"))
+    name: Name
+    model_id: Id
+
+
+class EvaluateJob(BaseJob):
+    """Put the held-out questions of a dataset to two served models and score both."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    evaluation_id: Id = Field(default_factory=lambda: new_id("evl"))
+    dataset_id: Id
+    before: str
+    after: str
+    max_questions: int = Field(default=200, ge=1, le=100_000)
+    max_tokens: int = Field(default=48, ge=1, le=8_192)
+    concurrency: int = Field(default=16, ge=1, le=1_024)
+
+
+class LoadtestJob(BaseJob):
+    """Drive an OpenAI-compatible endpoint, our own gateway by default, at each concurrency in turn (closed loop)."""
+
+    kind: Literal["loadtest"] = "loadtest"
+    loadtest_id: Id = Field(default_factory=lambda: new_id("lt"))
+    model: str
+    target_url: str | None = None
+    dataset_id: Id | None = None
+    prompts: tuple[str, ...] = ()
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    requests_per_level: int = Field(default=64, ge=1, le=1_000_000)
+    seconds_per_level: float = Field(default=20.0, gt=0, le=3_600)
+    max_tokens: int = Field(default=32, ge=1, le=8_192)
+    timeout_s: float = Field(default=60.0, gt=0, le=3_600)
+
+    @field_validator("concurrencies")
+    @classmethod
+    def _bounded(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1 or max(value) > 10_000:
+            raise ValueError("concurrencies must name at least one level, each from 1 to 10000")
+        return value
+
+
+Job = Annotated[
+    CrawlJob | CorpusJob | SynthJob | TrainJob | DeployJob | EvaluateJob | LoadtestJob, Field(discriminator="kind")
+]
+for _kind in (BaseJob, CrawlJob, CorpusJob, SynthJob, TrainJob, DeployJob, EvaluateJob, LoadtestJob):
+    _kind.model_rebuild()
+
+
+class Progress(Contract):
+    """How far an attempt has come. ``done`` of ``total`` ``unit``s of the stage it is in."""
+
+    stage: str = "starting"
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+    figures: dict[str, float] = Field(default_factory=dict)
+
+
+class Lease(StoredContract):
+    """An attempt's sign of life, rewritten by its holder alone. Lapses ``ttl_s`` after ``renewed_at``.
+
+    ``released`` says that the holder let go: after an error (``counted`` if it was the job's own fault), or to drain.
+    ``not_before`` is then the earliest time for the next attempt.
+    """
+
+    attempt: int
+    worker: str
+    started_at: datetime
+    renewed_at: datetime
+    ttl_s: float
+    progress: Progress = Progress()
+    faults: int = 0
+    """Counted attempts that came before this one."""
+    released: bool = False
+    counted: bool = True
+    not_before: datetime | None = None
+    error: str | None = None
+
+    def live(self, now: datetime) -> bool:
+        return not self.released and (now - self.renewed_at).total_seconds() < self.ttl_s
+
+
+class Failure(Contract):
+    """Why a job failed. ``code`` is the error's class in snake case; ``retryable`` tells if trying again could help."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Output(Contract):
+    """What a job made: its manifest, and where readers look for it."""
+
+    manifest_key: str
+    manifest: JsonValue
+
+
+class Result(StoredContract):
+    """How a job ended. Written once, create-only: this write *is* the commit."""
+
+    state: Literal["succeeded", "failed", "cancelled"]
+    attempt: int
+    finished_at: datetime = Field(default_factory=utc_now)
+    output: Output | None = None
+    failure: Failure | None = None
+
+
+class JobView(Contract):
+    """A job as clients see it."""
+
+    job: Job
+    state: JobState
+    life: int
+    attempts: int
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    worker: str | None = None
+    started_at: datetime | None = None
+    not_before: datetime | None = None
+    last_error: str | None = None
+    result: Result | None = None
+    next_job_id: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None

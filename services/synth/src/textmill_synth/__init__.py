@@ -1,0 +1,1 @@
+"""Turns passages into checked training records, through any OpenAI-compatible LLM."""

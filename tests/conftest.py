@@ -1,0 +1,69 @@
+"""The stack that all tests share: real SeaweedFS and Tansu, started once a session, each test in a bucket of its own."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from textmill.bus import KafkaBus
+from textmill.errors import DependencyDown
+from textmill.store import S3Store
+from textmill_cli.local import servers
+from textmill_cli.local.ports import any_free
+from textmill_cli.local.wait import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real SeaweedFS on loopback."""
+    folder = tmp_path_factory.mktemp("s3")
+    port = any_free()
+    server = servers.object_store(folder, port, folder / "weed.log")
+    server.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _reachable(lambda: open_store(url, "probe-bucket").ensure_bucket()), 60, "SeaweedFS")
+        yield url
+    finally:
+        server.stop(10)
+
+
+@pytest.fixture(scope="session")
+def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Tansu broker on loopback."""
+    port = any_free()
+    server = servers.broker(port, tmp_path_factory.mktemp("kafka") / "tansu.log")
+    server.start()
+    address = f"127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _reachable(KafkaBus(address).check), 30, "Tansu")
+        yield address
+    finally:
+        server.stop(5)
+
+
+@pytest.fixture
+def s3_store(s3_url: str) -> S3Store:
+    """A bucket that no other test has seen."""
+    store = open_store(s3_url, f"t-{uuid.uuid4().hex[:20]}")
+    store.ensure_bucket()
+    return store
+
+
+def open_store(url: str, bucket: str) -> S3Store:
+    return S3Store(url, servers.ACCESS_KEY, servers.SECRET_KEY, bucket)
+
+
+def _reachable(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except DependencyDown:
+        return False
+    return True
+
+
