@@ -4,10 +4,13 @@ Hypothesis plays clients, workers and the owner, any of which may die at any wri
 promises must hold.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from faulty import Clock, Crash, CrashingStore
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
-from faulty import Clock, Crash, CrashingStore
 
 from textmill.contracts.base import new_id
 from textmill.contracts.jobs import Output, Progress, SynthJob
@@ -35,13 +38,18 @@ class JobLife(RuleBasedStateMachine):
     def submit(self, crash: int | None, chained: bool) -> SynthJob:
         following = (SynthJob(corpus_id=new_id("cor")),) if chained else ()
         job = SynthJob(corpus_id=new_id("cor"), then=following)
-        self.store.crash_in = crash
-        try:
+        with self._crashing(crash):
             self.jobs.submit(job)
-        except Crash:
-            return job
-        self.promised[job.job_id] = job
+            self.promised[job.job_id] = job
         return job
+
+    @contextmanager
+    def _crashing(self, step: int | None) -> Iterator[None]:
+        """Whatever goes on inside is killed at that step, if it gets so far."""
+        self.store.crash_in = step
+        with suppress(Crash):
+            yield
+        self.store.crash_in = None
 
     @rule(choice=st.randoms(use_true_random=False), lose=st.booleans(), crash=crash_points)
     def hear(self, choice: "object", lose: bool, crash: int | None) -> None:
@@ -56,20 +64,16 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(crash=crash_points)
     def recover(self, crash: int | None) -> None:
-        self.store.crash_in = crash
-        try:
+        waiting: list[str] = []
+        with self._crashing(crash):
             waiting = list(self.jobs.recover("synth"))
-        except Crash:
-            return
         for job_id in waiting:
             self._claim(job_id, None)
 
     def _claim(self, job_id: str, crash: int | None) -> None:
-        self.store.crash_in = crash
-        try:
+        attempt = None
+        with self._crashing(crash):
             attempt = self.jobs.claim("synth", job_id, "worker")
-        except Crash:
-            return
         if attempt is not None:
             self.attempts.append(attempt)
 
@@ -80,11 +84,8 @@ class JobLife(RuleBasedStateMachine):
             return
         attempt = choice.choice(self.attempts)  # type: ignore[attr-defined]
         self.attempts.remove(attempt)
-        self.store.crash_in = crash
-        try:
+        with self._crashing(crash):
             self._end(attempt, kind)
-        except Crash:
-            return
 
     def _end(self, attempt: Attempt, kind: str) -> None:
         if kind == "s":
@@ -114,11 +115,8 @@ class JobLife(RuleBasedStateMachine):
     def replay(self, job: SynthJob, crash: int | None) -> None:
         if job.job_id not in self.promised:
             return
-        self.store.crash_in = crash
-        try:
+        with self._crashing(crash), suppress(Conflict):
             self.jobs.replay("synth", job.job_id)
-        except (Crash, Conflict):
-            return
 
     @rule(seconds=st.sampled_from([1, 6, 11]))
     def time_passes(self, seconds: int) -> None:

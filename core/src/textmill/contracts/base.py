@@ -5,6 +5,7 @@ Knows nothing of stores, queues or HTTP.
 
 import hashlib
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Literal
@@ -29,12 +30,23 @@ class StoredContract(Contract):
     schema_version: Literal[1] = SCHEMA_VERSION
 
 
+_last_tick = 0
+_tick_lock = threading.Lock()
+
+
+def _next_tick() -> int:
+    """Unix time in 1/4096 ms, strictly growing within this process."""
+    global _last_tick
+    with _tick_lock:
+        _last_tick = max(_last_tick + 1, (time.time_ns() << 12) // 1_000_000)
+        return _last_tick
+
+
 def new_id(prefix: str) -> str:
-    """A UUIDv7 (RFC 9562) in hex behind a kind prefix: sorts by creation time, e.g. ``doc_0193...``."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 64 & 0xFFF) << 64
-    value |= 0b10 << 62 | random & (1 << 62) - 1
+    """A UUIDv7 (RFC 9562, 6.2 method 3) in hex behind a kind prefix: sorts by creation time, e.g. ``doc_0193...``."""
+    tick = _next_tick()
+    random = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
+    value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | random
     return f"{prefix}_{value:032x}"
 
 

@@ -107,6 +107,12 @@ class RetryPolicy:
         return random.uniform(ceiling / 2, ceiling)
 
 
+def open_session() -> aiohttp.ClientSession:
+    """A session for ``ChatClient``: no total timeout (each call has its deadline), no bound on connections."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)
+
+
 class ChatClient:
     """Calls ``<url>/chat/completions``. ``observe`` is told the outcome of each try: "ok" or the fault's kind."""
 
@@ -169,13 +175,13 @@ class ChatClient:
         headers = {"Content-Type": "application/json", **self._headers}
         try:
             async with asyncio.timeout(self._deadline_s):
-                async with self._session.post(self._url, data=body, headers=headers) as response:
+                async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
                     data = await _read(response)
-        except TimeoutError:
-            return Fault("llm_timeout", f"no whole answer within {self._deadline_s:g} s from {self._url}")
-        except (aiohttp.ClientError, OSError) as exc:
+        except aiohttp.ClientError as exc:  # before TimeoutError: a connect timeout is both
             message = f"{self._url} can't be reached: {type(exc).__name__}: {exc}"
             return Fault("llm_connection", message, endpoint_down=True)
+        except TimeoutError:
+            return Fault("llm_timeout", f"no whole answer within {self._deadline_s:g} s from {self._url}")
         if response.status == 200:
             return _completion(data)
         return _fault(response.status, response.headers, data, self._url)
