@@ -4,6 +4,7 @@ Hypothesis plays clients, workers and the owner, any of which may die at any wri
 promises must hold.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,6 +19,7 @@ from textmill.errors import Conflict, JobFailed, LeaseLost
 from textmill.jobs import Attempt, Jobs, RetryPolicy
 
 crash_points = st.one_of(st.none(), st.integers(min_value=0, max_value=15))
+choices = st.integers(min_value=0, max_value=7)
 
 
 class JobLife(RuleBasedStateMachine):
@@ -51,12 +53,12 @@ class JobLife(RuleBasedStateMachine):
             yield
         self.store.crash_in = None
 
-    @rule(choice=st.randoms(use_true_random=False), lose=st.booleans(), crash=crash_points)
-    def hear(self, choice: "object", lose: bool, crash: int | None) -> None:
+    @rule(choice=choices, lose=st.booleans(), crash=crash_points)
+    def hear(self, choice: int, lose: bool, crash: int | None) -> None:
         """A message is lost, delivered, or delivered twice."""
         if not self.bell:
             return
-        job_id = choice.choice(self.bell)  # type: ignore[attr-defined]
+        job_id = self.bell[choice % len(self.bell)]
         if lose:
             self.bell.remove(job_id)
             return
@@ -77,15 +79,24 @@ class JobLife(RuleBasedStateMachine):
         if attempt is not None:
             self.attempts.append(attempt)
 
-    @rule(choice=st.randoms(use_true_random=False), crash=crash_points, kind=st.sampled_from("srfc"))
-    def finish(self, choice: "object", crash: int | None, kind: str) -> None:
+    @rule(choice=choices, crash=crash_points, kind=st.sampled_from("ssrfc"))
+    def finish(self, choice: int, crash: int | None, kind: str) -> None:
         """Some attempt, maybe one that slept through its lease, ends in one of the possible ways."""
         if not self.attempts:
             return
-        attempt = choice.choice(self.attempts)  # type: ignore[attr-defined]
+        attempt = self.attempts[choice % len(self.attempts)]
         self.attempts.remove(attempt)
         with self._crashing(crash):
             self._end(attempt, kind)
+
+    @rule(job=submitted, crash=crash_points, kind=st.sampled_from("ssrfc"))
+    def work_off(self, job: SynthJob, crash: int | None, kind: str) -> None:
+        """A worker takes a job and ends it at once."""
+        held = len(self.attempts)
+        self._claim(job.job_id, None)
+        if len(self.attempts) > held:
+            with self._crashing(crash):
+                self._end(self.attempts.pop(), kind)
 
     def _end(self, attempt: Attempt, kind: str) -> None:
         if kind == "s":
@@ -149,12 +160,12 @@ class JobLife(RuleBasedStateMachine):
             assert self.store.created.get(manifest_key, 0) <= 1
             if view.state == "succeeded":
                 assert view.result.output is not None
-                written = view.result.output.manifest
+                written = json.loads(self.store.get(manifest_key))
                 assert written == {"attempt": view.result.attempt, "life": view.life}
                 assert view.next_job_id is None or view.next_job_id in known, "a follower was lost"
 
 
 TestJobLife = JobLife.TestCase
 TestJobLife.settings = settings(
-    max_examples=300, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=600, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

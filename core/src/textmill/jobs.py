@@ -236,8 +236,9 @@ class Jobs:
                 raise Conflict(f"job {job_id} has succeeded; submit a new job to do it again")
             self.settle(life.job, life.number, life.result)
             number += 1
-            self.store.create(f"{job_prefix(kind, job_id)}{number}/opened.json", b"{}")
         self.store.put(_marker_key(kind, job_id, number), self.now().isoformat().encode())
+        if number > life.number:
+            self.store.create(f"{job_prefix(kind, job_id)}{number}/opened.json", b"{}")
         self._wake(kind, job_id)
         return self.view(kind, job_id)
 
@@ -349,7 +350,9 @@ class Jobs:
             except NotFound:
                 self._sweep_orphan(item.key, now)
                 continue
-            if life.number > int(life_text):
+            if life.number < int(life_text):
+                self._sweep_orphan(item.key, now)
+            elif life.number > int(life_text):
                 self.store.delete(item.key)
             elif life.result is not None:
                 self.settle(life.job, life.number, life.result)
@@ -432,7 +435,7 @@ class Jobs:
             )
 
     def _sweep_orphan(self, marker_key: str, now: datetime) -> None:
-        """A marker whose spec was never written: the submission failed and its client was told so."""
+        """A marker of what was never written: the submission or replay failed, and its client was told so."""
         try:
             written_at = datetime.fromisoformat(self.store.get(marker_key).decode())
         except (NotFound, ValueError):
