@@ -65,5 +65,3 @@ def _reachable(call: Callable[[], object]) -> bool:
     except DependencyDown:
         return False
     return True
-
-

@@ -89,6 +89,14 @@ def process_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def command_of(pid: int) -> list[str]:
+    """The command line of a running process, empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def wait_gone(pid: int, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while process_alive(pid):

@@ -55,7 +55,7 @@ def object_store(folder: Path, s3_port: int, log_file: Path) -> Child:
         "s3.port.lance": 0, "s3.port.iceberg": 0, "master.telemetry": "false", "master.volumeSizeLimitMB": 1024,
         "volume.max": 0, "volume.preStopSeconds": 0,
     }  # fmt: skip
-    flags |= remembered(folder / "ports.json", {name: 0 for name in STORE_PORTS[1:]}) | {"s3.port": s3_port}
+    flags |= remembered(folder / "ports.json", dict.fromkeys(STORE_PORTS[1:], 0)) | {"s3.port": s3_port}
     command = [weed_binary(), "server", *(f"-{name}={value}" for name, value in flags.items())]
     return Child("object-store", command, log_file)
 
@@ -80,4 +80,3 @@ def store_environment(s3_port: int) -> dict[str, str]:
 
 def bus_environment(port: int) -> dict[str, str]:
     return {"TEXTMILL_BUS_SERVERS": f"127.0.0.1:{port}"}
-

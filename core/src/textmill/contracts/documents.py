@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from textmill.contracts.base import Contract, StoredContract, utc_now
 
@@ -71,6 +71,37 @@ class CorpusManifest(StoredContract):
     document_ids: Sequence[str]
     passages_key: str
     passages: int
+    passages_by_document: dict[str, int] = Field(default_factory=dict)
     characters: int
     languages: dict[Language, int]
     created_at: datetime = Field(default_factory=utc_now)
+
+
+class CrawlOutcome(Contract):
+    """What became of one URL: a document, or the reason why there is none. ``status`` is the last HTTP status seen."""
+
+    url: str
+    final_url: str | None = None
+    status: int | None = None
+    document_id: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+    @model_validator(mode="after")
+    def _settled(self) -> "CrawlOutcome":
+        if (self.document_id is None) == (self.reason is None):
+            raise ValueError("a URL gave either a document or a reason why not")
+        return self
+
+
+class CrawlManifest(StoredContract):
+    """A crawl: one outcome for each URL asked for, in the order they were given. Written last."""
+
+    crawl_id: str
+    outcomes: Sequence[CrawlOutcome]
+    created_at: datetime = Field(default_factory=utc_now)
+
+    @property
+    def document_ids(self) -> list[str]:
+        """Without repeats."""
+        return list(dict.fromkeys(o.document_id for o in self.outcomes if o.document_id is not None))

@@ -80,16 +80,13 @@ class QuestionSet(Contract):
     questions: tuple[Question, ...] = Field(min_length=1)
 
 
-class SynthJob(BaseJob):
-    """Turn a corpus into a dataset.
+class SynthOptions(Contract):
+    """How a corpus becomes a dataset.
 
     Without ``question_sets`` the built-in ways of asking are used, about each passage's subject. ``model`` and
     ``llm_url`` default to the synth service's settings; keys never travel in a job.
     """
 
-    kind: Literal["synth"] = "synth"
-    corpus_id: Id
-    dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
     strategies: tuple[Strategy, ...] = Field(default=("qa",), min_length=1)
     question_sets: tuple[QuestionSet, ...] = ()
     model: str | None = None
@@ -102,13 +99,17 @@ class SynthJob(BaseJob):
     seed: int = 0
 
 
-class TrainJob(BaseJob):
-    """Fine-tune ``base_model`` on a dataset and publish the merged model."""
+class SynthJob(SynthOptions, BaseJob):
+    """Turn a corpus into a dataset."""
 
-    kind: Literal["train"] = "train"
-    dataset_id: Id
-    run_id: Id = Field(default_factory=lambda: new_id("run"))
-    model_id: Id = Field(default_factory=lambda: new_id("mdl"))
+    kind: Literal["synth"] = "synth"
+    corpus_id: Id
+    dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
+
+
+class TrainOptions(Contract):
+    """How ``base_model`` (the trainer's own setting if left out) is fine-tuned. Lengths are in tokens."""
+
     base_model: str | None = None
     epochs: int = Field(default=3, ge=1, le=1_000)
     batch_size: int = Field(default=16, ge=1, le=4_096)
@@ -123,6 +124,15 @@ class TrainJob(BaseJob):
     seed: int = 0
 
 
+class TrainJob(TrainOptions, BaseJob):
+    """Fine-tune on a dataset and publish the merged model."""
+
+    kind: Literal["train"] = "train"
+    dataset_id: Id
+    run_id: Id = Field(default_factory=lambda: new_id("run"))
+    model_id: Id = Field(default_factory=lambda: new_id("mdl"))
+
+
 class DeployJob(BaseJob):
     """Let ``name`` answer with ``model_id``: starts an engine, or swaps the model of the one that has the name."""
 
@@ -132,27 +142,27 @@ class DeployJob(BaseJob):
     model_id: Id
 
 
-class EvaluateJob(BaseJob):
-    """Put the held-out questions of a dataset to two served models and score both."""
+class EvaluateOptions(Contract):
+    """How many held-out questions are asked, and how. ``before`` names the served model to compare with."""
 
-    kind: Literal["evaluate"] = "evaluate"
-    evaluation_id: Id = Field(default_factory=lambda: new_id("evl"))
-    dataset_id: Id
     before: str
-    after: str
     max_questions: int = Field(default=200, ge=1, le=100_000)
     max_tokens: int = Field(default=48, ge=1, le=8_192)
     concurrency: int = Field(default=16, ge=1, le=1_024)
 
 
-class LoadtestJob(BaseJob):
-    """Drive an OpenAI-compatible endpoint, our own gateway by default, at each concurrency in turn (closed loop)."""
+class EvaluateJob(EvaluateOptions, BaseJob):
+    """Put the held-out questions of a dataset to two served models and score both."""
 
-    kind: Literal["loadtest"] = "loadtest"
-    loadtest_id: Id = Field(default_factory=lambda: new_id("lt"))
-    model: str
-    target_url: str | None = None
-    dataset_id: Id | None = None
+    kind: Literal["evaluate"] = "evaluate"
+    evaluation_id: Id = Field(default_factory=lambda: new_id("evl"))
+    dataset_id: Id
+    after: str
+
+
+class LoadtestOptions(Contract):
+    """The load: each concurrency in turn (closed loop), bounded in requests and in time."""
+
     prompts: tuple[str, ...] = ()
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     requests_per_level: int = Field(default=64, ge=1, le=1_000_000)
@@ -166,6 +176,16 @@ class LoadtestJob(BaseJob):
         if not value or min(value) < 1 or max(value) > 10_000:
             raise ValueError("concurrencies must name at least one level, each from 1 to 10000")
         return value
+
+
+class LoadtestJob(LoadtestOptions, BaseJob):
+    """Drive an OpenAI-compatible endpoint, our own gateway by default."""
+
+    kind: Literal["loadtest"] = "loadtest"
+    loadtest_id: Id = Field(default_factory=lambda: new_id("lt"))
+    model: str
+    target_url: str | None = None
+    dataset_id: Id | None = None
 
 
 Job = Annotated[

