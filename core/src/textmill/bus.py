@@ -6,21 +6,26 @@ goes on, paused. Knows nothing of what a job is.
 """
 
 import queue
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.admin import KafkaAdminClient
+from kafka.errors import CommitFailedError, KafkaError, TopicAlreadyExistsError
+from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
 from textmill.errors import DependencyDown
 
 REASON_HEADER = "textmill-reason"
+_Client = TypeVar("_Client")
 
 
 def jobs_topic(kind: str) -> str:
@@ -80,7 +85,7 @@ class JobBus(Protocol):
 
 @dataclass
 class MemoryBus:
-    """The fake: a queue for each kind. ``dead`` keeps what was buried, with the reason."""
+    """The fake: a queue for each kind, one group. ``dead`` keeps what was buried, with the reason."""
 
     dead: list[tuple[str, bytes, str]] = field(default_factory=list)
     _queues: dict[str, "queue.Queue[bytes]"] = field(default_factory=dict)
@@ -110,15 +115,18 @@ class MemoryListener:
     def __init__(self, bus: MemoryBus, kinds: Sequence[str]) -> None:
         self._bus = bus
         self._kinds = kinds
+        self._taken: list[Message] = []
 
     def wait(self, timeout_s: float) -> Message | None:
         deadline = time.monotonic() + timeout_s
         while True:
             for kind in self._kinds:
                 try:
-                    return Message(kind, self._bus.queue(kind).get_nowait())
+                    message = Message(kind, self._bus.queue(kind).get_nowait())
                 except queue.Empty:
                     continue
+                self._taken.append(message)
+                return message
             if time.monotonic() >= deadline:
                 return None
             time.sleep(0.005)
@@ -127,23 +135,27 @@ class MemoryListener:
         pass
 
     def done(self, message: Message) -> None:
-        pass
+        self._taken.remove(message)
 
     def close(self) -> None:
-        pass
+        for message in self._taken:
+            self._bus.queue(message.kind).put(message.value)
+        self._taken.clear()
 
 
 class KafkaBus:
-    """Kafka through kafka-python. The producer is made on first use and again after a failure."""
+    """Kafka through kafka-python. Nothing connects before first use; nothing blocks much longer than ``timeout_s``."""
 
     def __init__(
-        self, servers: str, session_timeout_s: float = 6.0, partitions: int = 8, send_timeout_s: float = 5.0
+        self, servers: str, session_timeout_s: float = 6.0, partitions: int = 8, timeout_s: float = 5.0
     ) -> None:
         self._servers = servers
         self._session_timeout_s = session_timeout_s
         self._partitions = partitions
-        self._send_timeout_s = send_timeout_s
+        self._timeout_s = timeout_s
         self._producer: KafkaProducer | None = None
+        self._known_topics: set[str] = set()
+        self._down_until = 0.0
         self._lock = threading.Lock()
 
     def ring(self, kind: str, job_id: str) -> None:
@@ -155,19 +167,17 @@ class KafkaBus:
     def listen(self, kinds: Sequence[str], group: str) -> "KafkaListener":
         with _KafkaErrors(self._servers):
             self._ensure_topics([t for kind in kinds for t in (jobs_topic(kind), dead_topic(kind))])
-            consumer = KafkaConsumer(
-                bootstrap_servers=self._servers,
+            consumer = self._connect(
+                KafkaConsumer,
                 group_id=group,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
-                max_poll_records=1,
-                isolation_level="read_committed",
                 session_timeout_ms=int(self._session_timeout_s * 1000),
                 heartbeat_interval_ms=int(self._session_timeout_s * 250),
-                request_timeout_ms=int(self._session_timeout_s * 1000) + 5_000,
+                request_timeout_ms=int((self._session_timeout_s + self._timeout_s) * 1000),
             )
             consumer.subscribe([jobs_topic(kind) for kind in kinds])
-        return KafkaListener(consumer, self._servers)
+        return KafkaListener(consumer, self._servers, self._timeout_s)
 
     def check(self) -> None:
         with _KafkaErrors(self._servers):
@@ -179,78 +189,154 @@ class KafkaBus:
 
     def close(self) -> None:
         with self._lock:
-            if self._producer is not None:
-                self._producer.close(timeout=2)
-                self._producer = None
+            producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaError):
+                producer.close(timeout=2)
 
     def _send(self, topic: str, value: bytes, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
-        with self._lock, _KafkaErrors(self._servers):
+        with _KafkaErrors(self._servers):
+            producer = self._producer_for(topic)
             try:
-                if self._producer is None:
-                    self._producer = self._make_producer()
-                self._producer.send(topic, value, key=key, headers=headers).get(timeout=self._send_timeout_s)
+                producer.send(topic, value, key=key, headers=headers).get(timeout=self._timeout_s)
             except Exception:
-                if self._producer is not None:
-                    self._producer.close(timeout=0)
-                    self._producer = None
+                self._found_down()
                 raise
 
+    def _producer_for(self, topic: str) -> KafkaProducer:
+        """Made once: a producer finds its broker again by itself, and closing one that can't reach it leaks its thread.
+
+        While the broker is down the first caller finds out; the others, and the next ones for a second, fail at once.
+        """
+        with self._lock:
+            if time.monotonic() < self._down_until:
+                raise DependencyDown(f"Kafka at {self._servers} was down a moment ago")
+            try:
+                if topic not in self._known_topics:
+                    self._ensure_topics([topic])
+                    self._known_topics.add(topic)
+                if self._producer is None:
+                    self._producer = self._make_producer()
+            except Exception:
+                self._found_down()
+                raise
+            return self._producer
+
+    def _found_down(self) -> None:
+        self._known_topics.clear()
+        self._down_until = time.monotonic() + 1.0
+
     def _make_producer(self) -> KafkaProducer:
-        # A ring that fails is rung again from the store: better to fail soon than to block a submission.
-        return KafkaProducer(
-            bootstrap_servers=self._servers,
+        # The store knows a job whose ring failed: better to fail soon than to block a submission.
+        timeout_ms = int(self._timeout_s * 1000)
+        return self._connect(
+            KafkaProducer,
             acks="all",
+            enable_idempotence=False,
             retries=1,
-            max_block_ms=int(self._send_timeout_s * 1000),
-            request_timeout_ms=int(self._send_timeout_s * 1000),
-            delivery_timeout_ms=int(self._send_timeout_s * 1000) + 1_000,
+            max_block_ms=timeout_ms,
+            request_timeout_ms=timeout_ms,
+            delivery_timeout_ms=timeout_ms,
         )
 
     def _ensure_topics(self, topics: list[str]) -> None:
+        """Made on purpose: a topic that Kafka makes by itself has one partition, and so one worker at a time."""
         admin = self._admin()
         try:
-            missing = set(topics) - set(admin.list_topics())
-            for topic in sorted(missing):
+            for topic in sorted(set(topics) - set(admin.list_topics())):
                 try:
-                    admin.create_topics([NewTopic(topic, num_partitions=self._partitions, replication_factor=-1)])
+                    admin.create_topics({topic: {"num_partitions": self._partitions}})
                 except TopicAlreadyExistsError:
                     continue
         finally:
             admin.close()
 
     def _admin(self) -> KafkaAdminClient:
-        return KafkaAdminClient(bootstrap_servers=self._servers, request_timeout_ms=int(self._send_timeout_s * 1000))
+        return self._connect(KafkaAdminClient, request_timeout_ms=int(self._timeout_s * 1000))
+
+    def _connect(self, factory: Callable[..., _Client], **options: object) -> _Client:
+        """Build a client; one that can't be built is closed, for kafka-python would leave its thread behind."""
+        knock(self._servers)
+        inner: list[KafkaNetClient] = []
+
+        def open_inner(**config: object) -> KafkaNetClient:
+            inner.append(KafkaNetClient(**config))
+            return inner[-1]
+
+        try:
+            return factory(
+                bootstrap_servers=self._servers,
+                bootstrap_timeout_ms=int(self._timeout_s * 1000),
+                reconnect_backoff_max_ms=1_000,
+                kafka_client=open_inner,
+                **options,
+            )
+        except BaseException:
+            for client in inner:
+                client.close()
+            raise
 
 
 class KafkaListener:
-    def __init__(self, consumer: KafkaConsumer, servers: str) -> None:
+    def __init__(self, consumer: KafkaConsumer, servers: str, timeout_s: float) -> None:
         self._consumer = consumer
         self._servers = servers
+        self._timeout_ms = int(timeout_s * 1000)
+        self._held: deque[Message] = deque()
+        self._knock_at = 0.0
 
     def wait(self, timeout_s: float) -> Message | None:
         with _KafkaErrors(self._servers):
-            paused = self._consumer.paused()
-            if paused:
-                self._consumer.resume(*paused)
-            for partition, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=1).items():
-                for record in records:
-                    kind = partition.topic.removeprefix("textmill.").removesuffix(".jobs")
-                    return Message(kind, record.value or b"", token=(partition, record.offset))
+            if not self._held:
+                self._consumer.resume(*self._consumer.paused())
+                self._poll(timeout_s)
+            if self._held:
+                return self._held.popleft()
+            self._knock()
         return None
 
     def keep_alive(self) -> None:
         with _KafkaErrors(self._servers):
             self._consumer.pause(*self._consumer.assignment())
-            self._consumer.poll(timeout_ms=0)
+            # A rebalance in here hands us partitions that aren't paused; what comes of them is kept for ``wait``.
+            self._poll(0)
 
     def done(self, message: Message) -> None:
         partition: TopicPartition
         partition, offset = message.token
         with _KafkaErrors(self._servers):
-            self._consumer.commit({partition: OffsetAndMetadata(offset + 1, "", -1)})
+            try:
+                self._consumer.commit({partition: OffsetAndMetadata(offset + 1, "", -1)}, timeout_ms=self._timeout_ms)
+            except CommitFailedError:
+                return  # the partition moved to another member, which hears this message once more: harmless
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False)
+        with _KafkaErrors(self._servers):
+            self._consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _poll(self, timeout_s: float) -> None:
+        for partition, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=1).items():
+            kind = partition.topic.removeprefix("textmill.").removesuffix(".jobs")
+            self._held.extend(Message(kind, r.value or b"", token=(partition, r.offset)) for r in records)
+
+    def _knock(self) -> None:
+        """``poll`` is silent about a broker that is gone, however long it stays away."""
+        if time.monotonic() >= self._knock_at:
+            self._knock_at = time.monotonic() + 2.0
+            knock(self._servers)
+
+
+def knock(servers: str, timeout_s: float = 2.0) -> None:
+    """Raises ``DependencyDown`` if none of ``host:port,...`` takes a connection; at once if they are dead."""
+    reasons: list[str] = []
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+            return
+        except (OSError, ValueError) as exc:
+            reasons.append(f"{server}: {exc}")
+    raise DependencyDown(f"no Kafka broker takes a connection ({'; '.join(reasons)}); check TEXTMILL_BUS_SERVERS")
 
 
 class _KafkaErrors:

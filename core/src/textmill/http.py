@@ -8,8 +8,10 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
@@ -21,14 +23,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from textmill.contracts.base import new_id
-from textmill.contracts.jobs import BaseJob, JobKind, JobView
-from textmill.errors import NotFound, TextmillError, Unauthorized
+from textmill.contracts.jobs import BaseJob, Id, JobKind, JobView
+from textmill.errors import DependencyDown, NotFound, TextmillError, Unauthorized
 from textmill.jobs import Jobs
 from textmill.telemetry import HTTP_REQUESTS, HTTP_SECONDS
 
 log = logging.getLogger(__name__)
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 PROBLEM = "application/problem+json"
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 Check = Callable[[], None]
 
 
@@ -64,21 +67,21 @@ def submission_router(
     """``POST path``: the body is the job. 202 with the job's address; ``check`` may refuse it first."""
     router = APIRouter()
 
-    def submit(
-        request: Request, job: BaseJob, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
-    ) -> Response:
+    def submit(job: Any, idempotency_key: str | None, body_sha256: str) -> Response:
         if check is not None:
             check(job)
-        stored = jobs.submit(job, idempotency_key, request.state.body_sha256)  # type: ignore[arg-type]
+        stored = jobs.submit(job, idempotency_key, body_sha256)
         view = jobs.view(stored.kind, stored.job_id)
         headers = {"Location": f"/v1/jobs/{stored.job_id}"}
         return Response(view.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
 
     async def read(
-        request: Request, job: job_class, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
-    ) -> Response:  # type: ignore[valid-type]
-        request.state.body_sha256 = hashlib.sha256(await request.body()).hexdigest()
-        return await asyncio.to_thread(submit, request, job, idempotency_key)
+        request: Request,
+        job: job_class,  # type: ignore[valid-type]
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    ) -> Response:
+        body_sha256 = hashlib.sha256(await request.body()).hexdigest()
+        return await asyncio.to_thread(submit, job, idempotency_key, body_sha256)
 
     router.add_api_route(
         path, read, methods=["POST"], status_code=202, response_model=JobView, summary=job_class.__doc__
@@ -86,10 +89,9 @@ def submission_router(
     return router
 
 
-def problem(status: int, code: str, detail: str, retry_after_s: float | None = None, **more: Any) -> Response:
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """An RFC 9457 answer. ``type`` is a URN, so that clients can switch on it."""
     body = {"type": f"urn:textmill:{code}", "title": code.replace("_", " "), "status": status, "detail": detail, **more}
-    headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
     return Response(json.dumps(body, ensure_ascii=False), status_code=status, headers=headers, media_type=PROBLEM)
 
 
@@ -97,7 +99,8 @@ def _add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(TextmillError)
     async def on_own(request: Request, exc: TextmillError) -> Response:
         retry_after_s = exc.retry_after_s if exc.retry_after_s is not None else (2.0 if exc.status == 503 else None)
-        return problem(exc.status, exc.code, str(exc), retry_after_s)
+        headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
+        return problem(exc.status, exc.code, str(exc), headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, exc: RequestValidationError) -> Response:
@@ -107,12 +110,8 @@ def _add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> Response:
-        return problem(exc.status_code, "not_found" if exc.status_code == 404 else "http_error", str(exc.detail))
-
-    @app.exception_handler(Exception)
-    async def on_any(request: Request, exc: Exception) -> Response:
-        log.exception("request failed", exc_info=exc)
-        return problem(500, "internal_error", "an error of ours; the service's log has it under this request's id")
+        code = "not_found" if exc.status_code == 404 else "http_error"
+        return problem(exc.status_code, code, str(exc.detail), exc.headers)
 
 
 def _health_router(checks: Mapping[str, Check]) -> APIRouter:
@@ -155,30 +154,32 @@ def _jobs_router(jobs: Jobs, kinds: Sequence[JobKind]) -> APIRouter:
         raise NotFound(f"no job {job_id} here; this service has jobs of kind {', '.join(kinds)}")
 
     @router.get("", summary="Jobs of this service, oldest first")
-    def list_jobs(kind: JobKind = kinds[0], after: str = "", limit: Annotated[int, Query(ge=1, le=500)] = 100) -> Page:
+    def list_jobs(
+        kind: JobKind = kinds[0], after: Id | None = None, limit: Annotated[int, Query(ge=1, le=500)] = 100
+    ) -> Page:
         if kind not in kinds:
             raise NotFound(f"no {kind} jobs here; this service has {', '.join(kinds)}")
-        views: list[JobView] = []
-        for job_id in jobs.job_ids(kind, after):
-            views.append(jobs.view(kind, job_id))
-            if len(views) == limit:
-                return Page(items=views, next_after=job_id)
-        return Page(items=views)
+        found = list(islice(jobs.job_ids(kind, after or ""), limit + 1))
+        shown = found[:limit]
+        return Page(
+            items=[jobs.view(kind, job_id) for job_id in shown],
+            next_after=shown[-1] if len(found) > limit else None,
+        )
 
     @router.get("/{job_id}", response_model=JobView, summary="One job")
-    def get_job(job_id: str) -> JobView:
+    def get_job(job_id: Id) -> JobView:
         return find(job_id)
 
     @router.post("/{job_id}/cancel", response_model=JobView, summary="Ask a job to end")
-    def cancel_job(job_id: str) -> JobView:
+    def cancel_job(job_id: Id) -> JobView:
         return jobs.cancel(find(job_id).job.kind, job_id)
 
     @router.post("/{job_id}/replay", response_model=JobView, summary="Give a failed job another life")
-    def replay_job(job_id: str) -> JobView:
+    def replay_job(job_id: Id) -> JobView:
         return jobs.replay(find(job_id).job.kind, job_id)
 
     @router.get("/{job_id}/events", summary="The job's states as they change, as server-sent events")
-    async def events(job_id: str) -> StreamingResponse:
+    async def events(job_id: Id) -> StreamingResponse:
         first = await asyncio.to_thread(find, job_id)
         return StreamingResponse(_changes(jobs, first), media_type="text/event-stream")
 
@@ -200,11 +201,17 @@ async def _changes(jobs: Jobs, view: JobView, every_s: float = 0.5) -> AsyncIter
         if quiet_s >= 15:
             quiet_s = 0.0
             yield b": still here\n\n"
-        view = await asyncio.to_thread(jobs.view, view.job.kind, view.job.job_id)
+        try:
+            view = await asyncio.to_thread(jobs.view, view.job.kind, view.job.job_id)
+        except DependencyDown:
+            continue  # the stream outlives a restart of the store
 
 
 class RequestTelemetry:
-    """Gives each request an id (the client's, if it sent one), counts and times it, logs it at debug level."""
+    """Gives each request an id (the client's, if it sent one), counts and times it, logs it at debug level.
+
+    Turns what nothing else has handled into a 500, which so carries the id that the log has.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -215,17 +222,24 @@ class RequestTelemetry:
             return
         began, status = time.perf_counter(), 500
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given if 0 < len(given) <= 128 else new_id("req").encode()
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req").encode()
+        started = False
 
         async def tagged(message: Message) -> None:
-            nonlocal status
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
         try:
             await self._app(scope, receive, tagged)
+        except Exception:
+            log.exception("request failed", extra={"request_id": request_id.decode()})
+            if started:
+                raise
+            detail = "an error of ours; the service's log has it under this request's id"
+            await problem(500, "internal_error", detail)(scope, receive, tagged)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             HTTP_REQUESTS.labels(route, scope["method"], str(status)).inc()
@@ -249,4 +263,4 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         error = Unauthorized("this service wants 'Authorization: Bearer <token>' with its TEXTMILL_..._TOKEN")
-        await problem(error.status, error.code, str(error))(scope, receive, send)
+        await problem(error.status, error.code, str(error), {"WWW-Authenticate": "Bearer"})(scope, receive, send)

@@ -340,6 +340,10 @@ class Jobs:
             self.store.delete(item.key)
         self.store.delete(_marker_key(job.kind, job.job_id, life))
 
+    def open_count(self, kind: str) -> int:
+        """How many jobs of a kind aren't settled: they wait or run."""
+        return sum(1 for _ in self.store.list(f"open/{kind}/"))
+
     def recover(self, kind: str) -> Iterator[str]:
         """The jobs that wait and that nobody holds. Settles what a crash left half settled."""
         now = self.now()
@@ -349,6 +353,9 @@ class Jobs:
                 life = self._read(kind, job_id)
             except NotFound:
                 self._sweep_orphan(item.key, now)
+                continue
+            except JobFailed as exc:
+                log.error("a job can't be read; those behind it go on", extra={"job_id": job_id, "error": str(exc)})
                 continue
             if life.number < int(life_text):
                 self._sweep_orphan(item.key, now)
@@ -372,19 +379,18 @@ class Jobs:
         lease_name = f"lease-{attempts:06d}.json"
         newest = lease_name if lease_name in own else f"claim-{attempts:06d}.json"
         here = f"{prefix}{number}/"
-        return _Life(
-            job=self._parse(kind, job_id, self.store.get(f"{prefix}spec.json")),
-            number=number,
-            attempts=attempts,
-            lease=Lease.model_validate_json(self.store.get(here + newest)) if attempts else None,
-            cancelled="cancel.json" in own,
-            result=Result.model_validate_json(self.store.get(f"{here}result.json")) if "result.json" in own else None,
-        )
-
-    @staticmethod
-    def _parse(kind: str, job_id: str, data: bytes) -> Job:
+        spec = self.store.get(f"{prefix}spec.json")
+        lease = self.store.get(here + newest) if attempts else None
+        result = self.store.get(f"{here}result.json") if "result.json" in own else None
         try:
-            return parse_job(data)
+            return _Life(
+                job=parse_job(spec),
+                number=number,
+                attempts=attempts,
+                lease=Lease.model_validate_json(lease) if lease is not None else None,
+                cancelled="cancel.json" in own,
+                result=Result.model_validate_json(result) if result is not None else None,
+            )
         except ValidationError as exc:
             raise JobFailed(f"the stored {kind} job {job_id} can't be read by this version: {exc}") from exc
 

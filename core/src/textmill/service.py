@@ -1,11 +1,12 @@
 """Runs a service's process: API, worker or both, until SIGTERM, with a drain in between."""
 
-import asyncio
 import logging
+import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -70,19 +71,27 @@ def run_service(
 ) -> None:
     """Serve ``app`` (or ``serve``, an ASGI app around it) and run the worker beside it; return after the drain.
 
-    In the role ``worker`` the app is served too, for health and metrics.
+    In the role ``worker`` the app is served too, for health and metrics. API and worker drain at the same time, so
+    that both are done ``grace_s`` after the signal.
     """
     thread = (
         threading.Thread(target=worker.run, name="worker", daemon=True) if worker and settings.role != "api" else None
     )
     config = uvicorn.Config(
-        serve or app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(settings.grace_s), timeout_keep_alive=75, loop="uvloop" if _has_uvloop() else "asyncio",
-    )  # fmt: skip
+        serve or app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.grace_s),
+        timeout_keep_alive=75,
+        loop="uvloop" if _has_uvloop() else "asyncio",
+    )
     if thread is not None:
         thread.start()
     try:
-        uvicorn.Server(config).run()
+        _Server(config, on_signal=worker.drain if worker is not None else _nothing).run()
     finally:
         if worker is not None:
             worker.drain()
@@ -92,21 +101,31 @@ def run_service(
             on_stop()
 
 
+class _Server(uvicorn.Server):
+    """Tells the worker of a signal at once, and then returns: uvicorn's own would die of the signal, drain undone."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_signal()
+        super().handle_exit(sig, frame)
+
+
+def _nothing() -> None:
+    pass
+
+
 def _has_uvloop() -> bool:
     try:
         import uvloop  # noqa: F401
     except ImportError:
         return False
     return True
-
-
-def lifespan_of(start: Callable[[], object], stop: Callable[[], object]) -> Callable[[FastAPI], object]:
-    """A FastAPI lifespan from two blocking calls."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(start)
-        yield
-        await asyncio.to_thread(stop)
-
-    return lifespan

@@ -18,7 +18,7 @@ JOB_SECONDS = Histogram(
     ["kind"],
     buckets=(0.1, 1, 5, 15, 60, 300, 1_800, 7_200, 43_200),
 )
-JOBS_OPEN = Gauge("textmill_jobs_open", "Jobs that wait and that nobody holds, at the last look", ["kind"])
+JOBS_OPEN = Gauge("textmill_jobs_open", "Jobs that wait or run, at the last look", ["kind"])
 DEAD_LETTERS = Counter(
     "textmill_dead_letters_total", "Jobs and messages sent to the dead-letter topic", ["kind", "reason"]
 )

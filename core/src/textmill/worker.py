@@ -1,13 +1,15 @@
 """The one loop of all workers: hear the bell, claim, work, and commit, or retry later, or dead-letter.
 
-The bell's offset is committed as soon as the claim is decided, since from then on the store knows all. While the
-handler works in its thread, this loop renews the lease and stays in the consumer group. Knows no kind of job.
+The bell's offset is committed as soon as the claim is decided, since from then on the store knows all. Between
+messages the loop looks for jobs that wait unheard and takes them itself. While the handler works in its thread, this
+loop renews the lease and stays in the consumer group. Knows no kind of job.
 """
 
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +60,6 @@ class Pace:
 
     heartbeat_s: float = 2.0
     recover_every_s: float = 5.0
-    ring_again_s: float = 30.0
     grace_s: float = 20.0
 
 
@@ -77,7 +78,6 @@ class Worker:
         self._listener: Listener | None = None
         self._draining = threading.Event()
         self._recover_at = 0.0
-        self._rung: dict[str, float] = {}
         self._pause_s = 0.0
 
     def run(self) -> None:
@@ -87,10 +87,11 @@ class Worker:
             try:
                 self._turn()
             except DependencyDown as exc:
-                self._pause(exc)
+                log.warning("paused: a dependency is down", extra={"error": str(exc)})
+                self._rest(1.0)
             except Exception:
                 log.exception("worker loop failed; it goes on")
-                self._draining.wait(1.0)
+                self._rest(1.0)
         self._drop_listener()
         log.info("worker drained", extra={"worker": self._name})
 
@@ -101,44 +102,44 @@ class Worker:
     def _turn(self) -> None:
         if time.monotonic() >= self._recover_at:
             self._recover_at = time.monotonic() + self._pace.recover_every_s
-            for kind, job_id in self._waiting():
-                self._wake(kind, job_id)
+            if self._take_waiting():
+                self._recover_at = 0.0  # where one job waits there may be more
         message = self._hear()
         if message is not None:
             self._answer(message)
-            self._pause_s = 0.0
 
-    def _pause(self, error: DependencyDown) -> None:
-        self._pause_s = min(30.0, max(0.5, self._pause_s * 2))
-        log.warning("paused: a dependency is down", extra={"error": str(error), "pause_s": self._pause_s})
-        self._draining.wait(self._pause_s)
+    def _take_waiting(self) -> bool:
+        """Work off one job whose bell was lost, or rings at a busy worker: a partition has one listener.
+
+        The kinds come in random order, so that a backlog of one starves no other.
+        """
+        for kind in random.sample(list(self._handlers), len(self._handlers)):
+            JOBS_OPEN.labels(kind).set(self._jobs.open_count(kind))
+            for job_id in self._jobs.recover(kind):
+                if self._draining.is_set():
+                    return False
+                attempt = self._jobs.claim(kind, job_id, self._name)
+                if attempt is not None:
+                    self._work(attempt)
+                    return True
+        return False
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, unless there is a drain, but stay in the consumer group."""
+        until = time.monotonic() + seconds
+        while not self._draining.is_set() and (left := until - time.monotonic()) > 0:
+            self._with_listener(lambda listener: listener.keep_alive())
+            self._draining.wait(min(left, self._pace.heartbeat_s))
 
     # -- hearing ---------------------------------------------------------------------------------------------------
-
-    def _waiting(self) -> Iterator[tuple[str, str]]:
-        for kind in self._handlers:
-            job_ids = list(self._jobs.recover(kind))
-            JOBS_OPEN.labels(kind).set(len(job_ids))
-            yield from ((kind, job_id) for job_id in job_ids)
-
-    def _wake(self, kind: str, job_id: str) -> None:
-        """Ring for a job that waits, at most every so often; with the broker down take it without a bell."""
-        now = time.monotonic()
-        if self._draining.is_set() or now < self._rung.get(job_id, 0.0):
-            return
-        self._rung = {known: due for known, due in self._rung.items() if due > now}
-        try:
-            self._bus.ring(kind, job_id)
-            self._rung[job_id] = now + self._pace.ring_again_s
-        except DependencyDown:
-            self._claim_and_work(kind, job_id)
 
     def _hear(self) -> Message | None:
         try:
             if self._listener is None:
                 self._listener = self._bus.listen(list(self._handlers), self._group)
-            return self._listener.wait(0.5)
-        except DependencyDown as exc:
+            return self._listener.wait(min(0.5, self._pace.recover_every_s))
+        except Exception as exc:
+            # The client library has faults of its own; whatever it raised, a new listener is the cure.
             log.warning("no broker; jobs are found in the store meanwhile", extra={"error": str(exc)})
             self._drop_listener()
             self._draining.wait(1.0)
@@ -153,33 +154,23 @@ class Worker:
                 log.info("listener didn't close cleanly", extra={"error": str(exc)})
 
     def _answer(self, message: Message) -> None:
+        attempt = None
         try:
-            job_id = parse_job_id(message.value)
+            attempt = self._jobs.claim(message.kind, parse_job_id(message.value), self._name)
         except JobFailed as exc:
             self._bury(message.kind, message.value, exc.code, str(exc))
-            self._confirm(message)
-            return
-        attempt = self._jobs.claim(message.kind, job_id, self._name)
-        self._confirm(message)
+        self._with_listener(lambda listener: listener.done(message))
         if attempt is not None:
             self._work(attempt)
-
-    def _confirm(self, message: Message) -> None:
-        self._with_listener(lambda listener: listener.done(message))
 
     def _with_listener(self, action: Callable[[Listener], None]) -> None:
         if self._listener is None:
             return
         try:
             action(self._listener)
-        except DependencyDown as exc:
+        except Exception as exc:
             log.warning("lost the broker", extra={"error": str(exc)})
             self._drop_listener()
-
-    def _claim_and_work(self, kind: str, job_id: str) -> None:
-        attempt = self._jobs.claim(kind, job_id, self._name)
-        if attempt is not None:
-            self._work(attempt)
 
     # -- working ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +186,7 @@ class Worker:
         thread.start()
         self._supervise(thread, attempt, context)
         if thread.is_alive():
-            outcome.error = context.stop_error or Draining("the handler didn't let go in time")
+            outcome = _Outcome(error=context.stop_error)
         seconds = time.monotonic() - began
         JOB_SECONDS.labels(kind).observe(seconds)
         self._conclude(attempt, outcome, fields)
@@ -233,7 +224,8 @@ class Worker:
                 context.stop(Cancelled(f"{attempt.job.job_id} was cancelled"))
         except LeaseLost as exc:
             context.stop(exc)
-        except DependencyDown as exc:
+        except Exception as exc:
+            # Leaving here would leave the handler at work with nobody to stop it.
             log.warning("heartbeat missed", extra={"job_id": attempt.job.job_id, "error": str(exc)})
 
     def _conclude(self, attempt: Attempt, outcome: "_Outcome", fields: dict[str, Any]) -> None:
@@ -248,11 +240,14 @@ class Worker:
                     word = "unrecorded"
                     break
                 log.warning("the store won't take the outcome yet", extra={**fields, "error": str(exc)})
-                self._with_listener(lambda listener: listener.keep_alive())
-                self._draining.wait(pause_s)
+                self._rest(pause_s)
                 pause_s = min(10.0, pause_s * 2)
         JOB_ATTEMPTS.labels(attempt.job.kind, word).inc()
         log.info("attempt ended", extra={**fields, "outcome": word, "error": str(outcome.error or "")[:500]})
+        if word == "dependency_down":
+            self._rest(self._pause_s)
+        else:
+            self._pause_s = 0.0
 
     def _write_down(self, attempt: Attempt, outcome: "_Outcome") -> str:
         error = outcome.error
@@ -280,9 +275,9 @@ class Worker:
         if isinstance(error, Draining):
             self._jobs.release(attempt, str(error), counted=False, delay_s=0.0)
             return "drained"
-        self._pause_s = min(30.0, max(0.5, self._pause_s * 2))
-        self._jobs.release(attempt, str(error), counted=False, delay_s=max(error.retry_after_s or 0.0, self._pause_s))
-        self._draining.wait(self._pause_s)
+        pause_s = min(30.0, max(0.5, self._pause_s * 2))
+        self._jobs.release(attempt, str(error), counted=False, delay_s=max(error.retry_after_s or 0.0, pause_s))
+        self._pause_s = pause_s
         return "dependency_down"
 
     @staticmethod

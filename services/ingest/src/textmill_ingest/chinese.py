@@ -25,7 +25,15 @@ _COMMON = frozenset(
 _PUNCTUATION = frozenset("，。、；：？！“”‘’《》（）【】「」『』〈〉〔〕…—·～\u3000")
 _PRIOR = 1.0
 """In nats. GB18030 is asked first because among texts that aren't UTF-8 and reach us it is the likeliest."""
-_WEIGHTS = {"common": 2.0, "level1": -0.25, "level2": -1.2, "rare": -2.5, "foreign": -2.0, "private": -6.0, "other": -1.0}
+_WEIGHTS = {
+    "common": 2.0,
+    "level1": -0.25,
+    "level2": -1.2,
+    "rare": -2.5,
+    "foreign": -2.0,
+    "private": -6.0,
+    "other": -1.0,
+}
 """log P(class | Chinese) / P(class | another encoding read as GB18030), in nats, rounded.
 
 Estimated by hand: six of ten characters of Chinese text are in the table and about one of twelve of misread text;

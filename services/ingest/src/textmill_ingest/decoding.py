@@ -9,7 +9,7 @@ from textmill.errors import UndecodableText
 from textmill_ingest.encoding import LONGEST_MARK, mark_bytes
 
 # Each character has one way to be written in these, so that its length in bytes follows from the character.
-_ONE_TO_ONE = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "gb18030", "cp125", "iso8859", "koi8", "ascii")
+_ONE_TO_ONE = ("utf-8", "utf-16-", "utf-32-", "gb18030", "cp125", "iso8859", "koi8", "ascii")
 _PIECE_BYTES = 1 << 16
 
 

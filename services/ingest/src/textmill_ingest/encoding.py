@@ -127,7 +127,7 @@ def declared_encoding(name: str, read: Read) -> Encoding:
     codec = _codec_name(name, read)
     proof = _prove(codec, read)
     if proof.error is not None:
-        raise UndecodableText(f"the encoding was declared as {name!r}, but {proof.error}; leave it out to have it found")
+        raise UndecodableText(f"declared as {name!r}, but {proof.error}; leave the encoding out to have it found")
     return Encoding(name=codec, method="declared", confidence=1.0)
 
 
@@ -211,9 +211,11 @@ def _codec_name(name: str, read: Read) -> str:
         codecs.getincrementaldecoder(codec)
         b"".decode(codec)
     except (LookupError, ValueError) as exc:
-        raise BadRequest(f"unknown encoding {name!r}; use a name such as utf-8, gb18030, big5, shift_jis, cp1252") from exc
+        raise BadRequest(
+            f"unknown encoding {name!r}; known are utf-8, gb18030, big5, shift_jis, cp1252 and others"
+        ) from exc
     if codec.startswith(_STATEFUL):
-        raise BadRequest(f"encoding {name!r} shifts between states, so that a byte span means nothing; convert it to utf-8")
+        raise BadRequest(f"encoding {name!r} shifts between states, so byte spans mean nothing; convert it to utf-8")
     if codec in {"utf-16", "utf-32"}:
         head = next(iter(read()), b"")
         return mark_of(head) or f"{codec}-le"

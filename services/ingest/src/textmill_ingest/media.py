@@ -61,7 +61,7 @@ def media_type_of(given: str, name: str) -> MediaType:
     extension = name.rpartition(".")[2].lower() if "." in name else ""
     if extension in EXTENSIONS:
         return EXTENSIONS[extension]
-    raise UnsupportedMedia(f"{name!r} comes without a media type and its extension {extension!r} is unknown; {_allowed()}")
+    raise UnsupportedMedia(f"{name!r} has no media type and an unknown extension {extension!r}; {_allowed()}")
 
 
 def clean_name(name: str) -> str:
@@ -75,7 +75,7 @@ def clean_name(name: str) -> str:
     if not last or last in {".", ".."}:
         raise BadRequest(f"the document name {name!r} is empty; give ?name=<file name>")
     if len(last.encode()) > MAX_NAME_BYTES:
-        raise BadRequest(f"the document name has {len(last.encode())} bytes in UTF-8; at most {MAX_NAME_BYTES} are allowed")
+        raise BadRequest(f"the document name has {len(last.encode())} bytes; at most {MAX_NAME_BYTES} are allowed")
     return last
 
 

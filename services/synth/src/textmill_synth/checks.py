@@ -66,7 +66,8 @@ _QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("（", "）"), ("(",
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _FOREIGN_SCRIPT = re.compile(r"[\u0400-\u04ff\u0590-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\uac00-\ud7af]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-_ENGLISH_GLUE = frozenset("the a an is are was were be of to in and or that it its for with on as by from this has".split())
+_ENGLISH_GLUE_LIST = "the a an is are was were be of to in and or that it its for with on as by from this has"
+_ENGLISH_GLUE = frozenset(_ENGLISH_GLUE_LIST.split())
 _REFUSAL = re.compile(
     r"\bas an? (?:AI|artificial|language model)|\bI(?:'m| am) (?:sorry|unable|not able)|\bI apologi[sz]e"
     r"|\bI (?:cannot|can't|can not|do not have|don't have|won't)\b|\b(?:cannot|can't|unable to) (?:answer|help|provide)"
@@ -79,7 +80,8 @@ _REFUSAL = re.compile(
 # An answer that speaks of "the passage" is useless to a reader who will not see one.
 _POINTS_AT_PROMPT = re.compile(
     r"\b(?:the|this|given|above|following) (?:passage|paragraph|excerpt|context|prompt)\b|\bin one sentence\b"
-    r"|\baccording to the text\b|(?:这段|本段|上述|该段|以上)(?:文字|话|段落|内容|材料)|(?:文中|上文|原文|本文|材料)(?:中|提到|指出|说|所)"
+    r"|\baccording to the text\b|(?:这段|本段|上述|该段|以上)(?:文字|话|段落|内容|材料)"
+    r"|(?:文中|上文|原文|本文|材料)(?:中|提到|指出|说|所)"
     r"|用一句话",
     re.IGNORECASE,
 )

@@ -5,6 +5,7 @@ since a good answer may put things its own way. The question counts as source to
 """
 
 import re
+from itertools import pairwise
 
 from textmill_synth.checks import FORM_CHECKS, Candidate, Check, Finding
 from textmill_synth.numerals import numbers
@@ -16,18 +17,23 @@ _WORD = re.compile(r"[^\W\d_]+(?:[-’'][^\W\d_]+)*")
 _CAPITALISED = re.compile(r"[A-Z][^\W\d_]*(?:[-’'][^\W\d_]+)*")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _QUOTED = re.compile(r"《([^》]+)》|“([^”]+)”|「([^」]+)」")
-_STOP_WORDS = frozenset(
-    "a about above after again all also am an and any are as at be because been before being below between both but by can"
-    " could did do does doing down during each few for from further had has have having he her here hers him his how i if in"
-    " into is it its itself just like may me might more most must my no nor not now of off on once one only or other our out"
-    " over own same she should so some such than that the their them then there these they this those through to too under"
-    " until up upon very was we were what when where which while who whom whose why will with would you your"
-    " called represents represented representing symbolizes symbolises symbolized stands stand means mean refers means"
-    " consists known describes described suggests located made composed consisting".split()
+_STOP_WORD_LIST = """
+a about above after again all also am an and any are as at be because been before being below between both but by
+can could did do does doing down during each few for from further had has have having he her here hers him his how i
+if in into is it its itself just like may me might more most must my no nor not now of off on once one only or other
+our out over own same she should so some such than that the their them then there these they this those through to
+too under until up upon very was we were what when where which while who whom whose why will with would you your
+called represents represented representing symbolizes symbolises symbolized stands stand means mean refers consists
+known describes described suggests located made composed consisting
+"""
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+_HAN_GLUE = frozenset(
+    "的了是在和与及也而其为有这那个等就都很以于之者所被把从到对由中上下一不没们我你他她它着过地得即指表示代称叫做作"
 )
-_HAN_GLUE = frozenset("的了是在和与及也而其为有这那个等就都很以于之者所被把从到对由中上下一不没们我你他她它着过地得即指表示代称叫做作")
 _NOT_EN = re.compile(r"\b(?:not|never|no|none|neither|nor|without|cannot)\b|n['’]t\b", re.IGNORECASE)
-_NOT_ZH = re.compile(r"不(?!仅|但|断|同|过|论|管|妨|久|禁|愧)|没有|没|无(?!论|穷|限|数|妄)|未(?!来|济|必)|非(?!常|但)|并非|勿|莫|毫无")
+_NOT_ZH = re.compile(
+    r"不(?!仅|但|断|同|过|论|管|妨|久|禁|愧)|没有|没|无(?!论|穷|限|数|妄)|未(?!来|济|必)|非(?!常|但)|并非|勿|莫|毫无"
+)
 _SUFFIXES = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 
 
@@ -60,7 +66,9 @@ def ungrounded_words(candidate: Candidate) -> Finding | None:
     words = content_words(answer)
     unknown = [w for w in words if _stem(w) not in known]
     if len(unknown) > MAX_UNGROUNDED["en"] * len(words):
-        return Finding("ungrounded_words", f"{len(unknown)} of {len(words)} words are not in the passage: {unknown[:5]}")
+        return Finding(
+            "ungrounded_words", f"{len(unknown)} of {len(words)} words are not in the passage: {unknown[:5]}"
+        )
     return None
 
 
@@ -123,7 +131,7 @@ def _ungrounded_characters(answer: str, source: str) -> Finding | None:
 
 def _features(text: str) -> set[str]:
     han = _HAN.findall(text)
-    return {_stem(w) for w in content_words(text)} | {a + b for a, b in zip(han, han[1:], strict=False)} | numbers(text)
+    return {_stem(w) for w in content_words(text)} | {a + b for a, b in pairwise(han)} | numbers(text)
 
 
 def _fold(text: str) -> str:

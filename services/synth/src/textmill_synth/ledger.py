@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 from pydantic import Field, ValidationError
 
 from textmill.contracts.base import StoredContract, new_id, utc_now
+from textmill.contracts.datasets import Cost
 from textmill.errors import TextmillError
 from textmill.store import ObjectStore
 from textmill_synth.llm import ChatRequest, Completion, Llm
@@ -79,6 +80,8 @@ class _Shard:
 class Ledger:
     """Answers from the store what was asked before, and asks ``llm`` the rest. Belongs to one event loop.
 
+    ``used`` is the cost of all calls answered, ``paid`` of those made now.
+
     Use as ``async with``: leaving it, however, flushes. Raises ``DependencyDown`` from ``ask`` or on leaving when the
     store can't be written: calls that can't be remembered aren't made.
     """
@@ -96,14 +99,16 @@ class Ledger:
         self._flusher: asyncio.Task[None] | None = None
         self.calls = 0
         self.calls_reused = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+        self.used = Cost()
+        self.paid = Cost()
 
     async def __aenter__(self) -> "Ledger":
         self._flusher = asyncio.create_task(self._flush_regularly())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
@@ -124,8 +129,7 @@ class Ledger:
             known = await self._find(request.model, shard, key)
             entry = known or await self._pay(request, shard, key, prompt_version)
         self.calls_reused += known is not None
-        self.prompt_tokens += entry.prompt_tokens
-        self.completion_tokens += entry.completion_tokens
+        self.used = _add(self.used, entry)
         completion = Completion(entry.text, entry.finish_reason, entry.prompt_tokens, entry.completion_tokens)
         return Call(key, completion, reused=known is not None)
 
@@ -152,6 +156,7 @@ class Ledger:
         )
         (await self._open(request.model, shard)).add(entry)
         self.calls += 1
+        self.paid = _add(self.paid, entry)
         self._unflushed += 1
         if self._unflushed >= self._flush_every_calls:
             self._full.set()
@@ -191,6 +196,13 @@ class Ledger:
             await self.flush()
 
 
+def _add(cost: Cost, entry: LedgerEntry) -> Cost:
+    return Cost(
+        prompt_tokens=cost.prompt_tokens + entry.prompt_tokens,
+        completion_tokens=cost.completion_tokens + entry.completion_tokens,
+    )
+
+
 def shard_prefix(model: str, shard: str) -> str:
     return f"ledger/{hashlib.sha256(model.encode()).hexdigest()[:16]}/{shard}/"
 
@@ -202,6 +214,6 @@ def _stored_lines(store: ObjectStore, prefix: str) -> Iterator[tuple[str, bytes]
                 yield LedgerEntry.model_validate_json(line).call_id, line
             except ValidationError as exc:
                 raise TextmillError(
-                    f"the ledger segment {segment.key} is damaged ({exc.error_count()} errors in a line); restore it, or "
-                    "delete it to have its calls made and paid for again"
+                    f"the ledger segment {segment.key} is damaged ({exc.error_count()} errors in a line); restore it, "
+                    "or delete it to have its calls made and paid for again"
                 ) from exc

@@ -95,15 +95,15 @@ class Llm(Protocol):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter. Being told to wait (429) isn't failing, so it has its own bound."""
+    """Exponential backoff with jitter. Being told to wait (429) isn't failing, so it has its own bound."""
 
     max_tries: int = 5
-    max_rate_limited: int = 30
+    max_rate_limited: int = 15
     first_delay_s: float = 0.5
-    longest_delay_s: float = 30.0
 
     def delay_s(self, tries: int) -> float:
-        ceiling = min(self.longest_delay_s, self.first_delay_s * 2.0 ** (tries - 1))
+        """Before the next try: doubles up to 64 times the first delay, less a random half of itself."""
+        ceiling = self.first_delay_s * 2.0 ** min(tries - 1, 6)
         return random.uniform(ceiling / 2, ceiling)
 
 

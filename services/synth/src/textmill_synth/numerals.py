@@ -5,10 +5,13 @@ So that an answer may say "the second line" of a passage that says "line 2", and
 
 import re
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-_UNITS += "seventeen eighteen nineteen".split()
-_ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-_TENS = {w: 10 * n for n, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_UNIT_LIST = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
+_ORDINAL_LIST = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+_TENS_LIST = "twenty thirty forty fifty sixty seventy eighty ninety"
+_UNITS = _UNIT_LIST.split()
+_ORDINALS = _ORDINAL_LIST.split()
+_TENS = {w: 10 * n for n, w in enumerate(_TENS_LIST.split(), 2)}
 _WORDS = {w: n for n, w in enumerate(_UNITS)} | {w: n for n, w in enumerate(_ORDINALS)} | _TENS
 _WORDS |= {f"{w}th": n for n, w in enumerate(_UNITS) if n > 12} | {f"{w[:-1]}ieth": n for w, n in _TENS.items()}
 _DIGITS = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")

@@ -44,9 +44,7 @@ class Prompt:
 
     def render(self, **slots: str) -> tuple[Message, ...]:
         """Raises ``jinja2.UndefinedError`` when a slot of the template is not given."""
-        return tuple(
-            Message(role=role, content=template.render(slots).strip()) for role, template in _turns(self.text)
-        )
+        return tuple(Message(role=role, content=template.render(slots).strip()) for role, template in _turns(self.text))
 
 
 def load_prompt(name: str) -> Prompt:
@@ -59,6 +57,8 @@ def _turns(text: str) -> Sequence[tuple[Role, jinja2.Template]]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     _, *parts = _TURN.split(text)
     if not parts:
-        raise TextmillError(f"a prompt template has no turn: it must hold lines like '### user', it starts {text[:40]!r}")
+        raise TextmillError(
+            f"a prompt template has no turn: it must hold lines like '### user', it starts {text[:40]!r}"
+        )
     roles = {role: role for role in get_args(Role)}
     return [(roles[role], environment.from_string(body)) for role, body in zip(parts[::2], parts[1::2], strict=True)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
@@ -42,15 +43,31 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Raises ``JobFailed`` if the base has no chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.chat_template is None:
-        raise JobFailed(f"base model {name!r} has no chat template: use an instruct model, or add chat_template.jinja")
+        raise JobFailed(f"the base model in {folder} has no chat template: use an instruct model, or add chat_template.jinja")
     return cast("PreTrainedTokenizerFast", tokenizer)
 
 
-def load_nf4(name: str, device: torch.device) -> PreTrainedModel:
+def fetch_base(name: str) -> Path:
+    """The local folder of a base model: a folder is itself, a Hugging Face name is fetched once into its cache.
+
+    Raises:
+        JobFailed: neither a folder nor a name that can be fetched.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except (OSError, ValueError) as exc:
+        raise JobFailed(
+            f"base model {name!r} is neither a local folder nor a Hugging Face model that can be fetched here: {exc}"
+        ) from exc
+
+
+def load_nf4(folder: Path, device: torch.device) -> PreTrainedModel:
     """The base with its linear layers in NF4 (all but the output head), frozen, on ``device``."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -59,7 +76,7 @@ def load_nf4(name: str, device: torch.device) -> PreTrainedModel:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
+        folder, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
     )
     keep_autograd(model)
     model.requires_grad_(False)

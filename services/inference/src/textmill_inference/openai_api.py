@@ -1,0 +1,63 @@
+"""What the control side asks of a vLLM server: does it answer, is it healthy, load these weights. Blocking calls.
+
+Uses vLLM's admin routes (``/pause``, ``/collective_rpc``, ``/reset_prefix_cache``, ``/resume``), which exist with
+``VLLM_SERVER_DEV_MODE=1`` and ask for no key: such a server must listen on the loopback address alone.
+"""
+
+import http.client
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from textmill.errors import DependencyDown, TextmillError
+
+
+class EngineApi:
+    """``name`` is the model name that the server knows."""
+
+    def __init__(self, url: str, name: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._name = parts.hostname or "127.0.0.1", parts.port or 80, name
+        self._prefix = parts.path.rstrip("/")
+
+    def answers(self, timeout_s: float = 60.0) -> bool:
+        """True if the model generates a token. False if the server says no; raises ``DependencyDown`` if none does."""
+        body = {"model": self._name, "prompt": "1", "max_tokens": 1, "temperature": 0}
+        return self._call("POST", "/v1/completions", body, timeout_s) == 200
+
+    def healthy(self, timeout_s: float = 10.0) -> bool:
+        """False if the server says that its engine is dead. Raises ``DependencyDown`` if nothing answers in time."""
+        return self._call("GET", "/health", None, timeout_s) == 200
+
+    def reload(self, folder: Path, drain_s: float = 120.0) -> None:
+        """Swap the weights in place: requests in flight end on the old ones, later ones wait and get the new ones.
+
+        The prefix cache holds keys and values of the old weights, so it is emptied before anything runs again.
+
+        Raises:
+            TextmillError: the server refused a step. What weights it then has is unknown: restart it.
+        """
+        self._must("/pause?mode=wait", None, drain_s)
+        self._must(
+            "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}, timeout_s=600.0
+        )
+        self._must("/reset_prefix_cache", None, 60.0)
+        self._must("/resume", None, 60.0)
+
+    def _must(self, path: str, body: dict[str, object] | None, timeout_s: float) -> None:
+        status = self._call("POST", path, body, timeout_s)
+        if status != 200:
+            raise TextmillError(f"the engine answered {status} to POST {path}: is VLLM_SERVER_DEV_MODE=1 set?")
+
+    def _call(self, method: str, path: str, body: dict[str, object] | None, timeout_s: float) -> int:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, self._prefix + path, data, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        except (OSError, http.client.HTTPException) as exc:
+            raise DependencyDown(f"engine at {self._host}:{self._port}: {type(exc).__name__}: {exc}") from exc
+        finally:
+            connection.close()

@@ -1,0 +1,290 @@
+"""Keeps one engine running as a child on this machine: starts, watches, restarts, swaps and ends it.
+
+One thread for each engine does all of it, and lives as long as the child does (the guard's death signal hangs on
+that thread). It knows a ``Launcher`` for the command line and ``EngineApi`` for the answers, and no model.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from textmill.errors import DependencyDown, JobFailed, TextmillError
+from textmill_inference.engine import ModelFolder, SwapKind
+from textmill_inference.geometry import same_geometry
+from textmill_inference.metrics import ENGINE_READY, ENGINE_RESTARTS, ENGINE_START_SECONDS
+from textmill_inference.openai_api import EngineApi
+from textmill_inference.process import GuardedProcess
+
+log = logging.getLogger(__name__)
+
+
+class Launcher(Protocol):
+    """How to start an engine that serves ``folder`` as ``name`` on 127.0.0.1:``port``."""
+
+    def command(self, folder: Path, name: str, port: int) -> Sequence[str]: ...
+
+    def environment(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Care:
+    """Times of the supervision, in seconds. ``misses`` unanswered health checks in a row count as a hang."""
+
+    start_timeout_s: float = 300.0
+    look_every_s: float = 2.0
+    probe_every_s: float = 0.25
+    misses: int = 6
+    first_backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    stop_grace_s: float = 10.0
+
+
+class LocalEngine:
+    """``turn`` is shared by all engines of a machine: one starts at a time, since each start wants all cores."""
+
+    def __init__(
+        self,
+        name: str,
+        launcher: Launcher,
+        log_path: Path,
+        care: Care | None = None,
+        turn: threading.Semaphore | None = None,
+    ) -> None:
+        self._name = name
+        self._launcher = launcher
+        self._log_path = log_path
+        self._care = care or Care()
+        self._turn = turn or threading.Semaphore(1)
+        self._folder: ModelFolder | None = None
+        self._url = ""
+        self._trouble = "not started"
+        self._failures = 0
+        self._starts = 0
+        self._ready = threading.Event()
+        self._stop = threading.Event()
+        self._anew = threading.Event()
+        self._wake = threading.Event()
+        self._serving = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def trouble(self) -> str:
+        return "" if self.ready else self._trouble
+
+    @property
+    def folder(self) -> ModelFolder | None:
+        return self._folder
+
+    def suspect(self) -> None:
+        self._wake.set()
+
+    def begin(self, folder: ModelFolder) -> None:
+        """Start to serve, without waiting for it."""
+        self._folder = folder
+        self._thread = threading.Thread(target=self._run, name=f"engine-{self._name}", daemon=True)
+        self._thread.start()
+
+    def serve(self, folder: ModelFolder, stopping: threading.Event) -> SwapKind | None:
+        with self._serving:
+            before = self._folder
+            kind: SwapKind = "restarted"
+            if self._thread is None:
+                self.begin(folder)
+                kind = "started"
+            elif before == folder:
+                kind = "unchanged"
+            elif before is not None and self.ready and same_geometry(before.path, folder.path) and self._swap(folder):
+                return "in_place"
+            else:
+                self._start_anew(folder)
+            if self._wait_ready(folder, stopping, before if kind == "restarted" else None):
+                return kind
+            return None
+
+    def begin_stop(self) -> None:
+        """Let it end, without waiting for it."""
+        self._stop.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        self.begin_stop()
+        if self._thread is not None:
+            self._thread.join()
+        ENGINE_READY.labels(self._name).set(0)
+
+    # -- changing the model ----------------------------------------------------------------------------------------
+
+    def _swap(self, folder: ModelFolder) -> bool:
+        """True if the weights were swapped in place. After False the engine's weights are unknown."""
+        began = time.monotonic()
+        # From here on a crash must bring up the new model, as a success would.
+        self._folder = folder
+        try:
+            EngineApi(self._url, self._name).reload(folder.path)
+        except TextmillError as exc:
+            log.warning("no swap in place; restarting instead", extra={"engine": self._name, "error": str(exc)})
+            return False
+        log.info("weights swapped", extra={"engine": self._name, "ms": round((time.monotonic() - began) * 1e3, 1)})
+        return True
+
+    def _start_anew(self, folder: ModelFolder) -> None:
+        self._ready.clear()
+        self._folder = folder
+        self._failures = 0
+        self._anew.set()
+        self._wake.set()
+
+    def _wait_ready(self, folder: ModelFolder, stopping: threading.Event, before: ModelFolder | None) -> bool:
+        """True when it answers. A model that fails twice to start is given up, and the one before it comes back."""
+        deadline = time.monotonic() + self._care.start_timeout_s * 2
+        while not self.ready or self._anew.is_set():
+            if stopping.is_set() or self._stop.is_set():
+                if before is not None:
+                    self._start_anew(before)
+                return False
+            if self._failures >= 2 or time.monotonic() > deadline:
+                reason = f"model {folder.model_id or folder.path} doesn't start as {self._name!r}: {self._trouble}"
+                if before is not None:
+                    self._start_anew(before)
+                raise JobFailed(reason)
+            stopping.wait(0.1)
+        return True
+
+    # -- the engine's own thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._serve_once()
+            except Exception as exc:
+                self._failed(f"{type(exc).__name__}: {exc}")
+                log.exception("engine supervision failed; it goes on", extra={"engine": self._name})
+            if not self._stop.is_set() and not self._anew.is_set():
+                self._back_off()
+
+    def _serve_once(self) -> None:
+        """One life of the child, from its start to its end."""
+        if not self._take_turn():
+            return
+        process: GuardedProcess | None = None
+        try:
+            try:
+                self._anew.clear()
+                process = self._launch()
+                came_up = self._until_ready(process)
+            finally:
+                self._turn.release()
+            if came_up:
+                self._watch(process)
+        finally:
+            self._ready.clear()
+            ENGINE_READY.labels(self._name).set(0)
+            if process is not None:
+                process.stop()
+
+    def _take_turn(self) -> bool:
+        """False if it is to stop, which may come while another engine takes minutes to start."""
+        while not self._stop.is_set():
+            if self._turn.acquire(timeout=0.2):
+                return True
+        return False
+
+    def _launch(self) -> GuardedProcess:
+        assert self._folder is not None
+        if not (self._folder.path / "config.json").is_file():
+            raise FileNotFoundError(f"no model at {self._folder.path}: config.json is missing")
+        port = _free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        self._trouble = "starting"
+        if self._starts:
+            ENGINE_RESTARTS.labels(self._name).inc()
+        self._starts += 1
+        log.info("engine starting", extra={"engine": self._name, "model": str(self._folder.path), "port": port})
+        command = self._launcher.command(self._folder.path, self._name, port)
+        return GuardedProcess(command, self._launcher.environment(), self._log_path, self._care.stop_grace_s)
+
+    def _until_ready(self, process: GuardedProcess) -> bool:
+        began = time.monotonic()
+        api = EngineApi(self._url, self._name)
+        while not self._stop.is_set() and not self._anew.is_set():
+            seconds = time.monotonic() - began
+            if not process.alive():
+                self._failed(f"it ended after {seconds:.0f} s: {process.last_words()} (log: {self._log_path})")
+                return False
+            if seconds > self._care.start_timeout_s:
+                self._failed(f"it didn't answer within {seconds:.0f} s (log: {self._log_path})")
+                return False
+            if _answers(api):
+                ENGINE_START_SECONDS.labels(self._name).observe(seconds)
+                ENGINE_READY.labels(self._name).set(1)
+                log.info("engine ready", extra={"engine": self._name, "seconds": round(seconds, 1)})
+                self._ready.set()
+                return True
+            self._stop.wait(self._care.probe_every_s)
+        return False
+
+    def _watch(self, process: GuardedProcess) -> None:
+        """Until the child dies, hangs, or is told to end."""
+        api, misses, since = EngineApi(self._url, self._name), 0, time.monotonic()
+        while not self._stop.is_set() and not self._anew.is_set():
+            self._wake.wait(self._care.look_every_s)
+            self._wake.clear()
+            if not process.alive():
+                self._failed(f"it died: {process.last_words(2)}")
+                return
+            try:
+                if not api.healthy():
+                    self._failed("it says that its engine core is dead")
+                    return
+                misses = 0
+            except DependencyDown as exc:
+                misses += 1
+                if misses >= self._care.misses:
+                    self._failed(f"it doesn't answer any more: {exc}")
+                    return
+            if time.monotonic() - since > self._care.max_backoff_s:
+                self._failures = 0
+
+    def _failed(self, reason: str) -> None:
+        self._trouble = reason
+        self._failures += 1
+        self._ready.clear()
+        log.warning("engine lost", extra={"engine": self._name, "reason": reason, "failures": self._failures})
+
+    def _back_off(self) -> None:
+        delay_s = min(self._care.max_backoff_s, self._care.first_backoff_s * 2 ** max(0, self._failures - 1))
+        until = time.monotonic() + delay_s
+        while time.monotonic() < until and not self._stop.is_set() and not self._anew.is_set():
+            self._wake.wait(0.1)
+            self._wake.clear()
+
+
+def _answers(api: EngineApi) -> bool:
+    try:
+        return api.answers()
+    except DependencyDown:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,1 @@
+"""Ways of getting answers out of passages: one file each, behind ``Strategy``."""

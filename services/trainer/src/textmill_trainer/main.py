@@ -1,0 +1,27 @@
+"""Wires the trainer: API, worker or both."""
+
+from textmill.http import create_app
+from textmill.service import open_backends, pace, run_service
+from textmill.worker import Worker
+from textmill_trainer.api import models_router, runs_router
+from textmill_trainer.settings import TrainerSettings
+from textmill_trainer.worker import TrainHandler
+
+
+def main() -> None:
+    settings = TrainerSettings()
+    store, bus, jobs = open_backends(settings)
+
+    def store_answers() -> None:
+        store.exists("probe/ready")
+
+    checks = {"store": store_answers, "bus": bus.check}
+    app = create_app("trainer", jobs=jobs, kinds=["train"], checks=checks, token=settings.token)
+    app.include_router(runs_router(store, jobs))
+    app.include_router(models_router(store))
+    worker = Worker(jobs, bus, {"train": TrainHandler(settings)}, group="textmill-trainer", pace=pace(settings))
+    run_service(app, worker, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The trainer's settings, from ``TEXTMILL_TRAINER_*``."""
+
+import os
+from pathlib import Path
+
+from pydantic_settings import SettingsConfigDict
+
+from textmill.settings import ServiceSettings
+from textmill_trainer.base_model import default_folder
+
+
+def _default_work_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "trainer"
+
+
+class TrainerSettings(ServiceSettings):
+    """``base_model`` is a folder or a Hugging Face name, for jobs that name none.
+
+    ``dequantized_budget_mb``: frozen weights up to this size are held in bf16, which is faster; larger ones stay NF4.
+    ``max_padded_tokens`` bounds the memory of one forward pass; larger batches are cut into microbatches.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TEXTMILL_TRAINER_")
+
+    port: int = 8003
+    base_model: str = str(default_folder())
+    work_folder: Path = _default_work_folder()
+    dequantized_budget_mb: int = 4_096
+    max_padded_tokens: int = 8_192
+    upload_every_s: float = 3.0

@@ -1,0 +1,242 @@
+"""Handles train jobs: fetches the records, runs and watches the training process, publishes the model.
+
+Training happens in a process of its own, so that running out of memory, or a crash in native code, is one failed
+attempt and not a dead worker. Knows no torch.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from textmill.contracts.datasets import DatasetManifest
+from textmill.contracts.jobs import Output, TrainJob
+from textmill.errors import BadRequest, Cancelled, JobFailed, LeaseLost, Transient
+from textmill.store import ObjectStore
+from textmill.worker import JobContext
+from textmill_trainer import watch
+from textmill_trainer.base_model import default_folder, ensure_base_model
+from textmill_trainer.metrics import parse_metrics
+from textmill_trainer.publish import make_lineage, make_manifest, model_card
+from textmill_trainer.runstore import RunStore, download, upload_folder
+from textmill_trainer.settings import TrainerSettings
+from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainResult, TrainSpec, WorkFolder
+
+log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.2
+_PUBLISH_MARGIN_S = 5.0
+"""Kept of the grace period for the upload of the last checkpoint."""
+
+
+class TrainHandler:
+    """One job at a time."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, job: TrainJob, context: JobContext) -> Output:
+        """Train, merge, publish. Raises what ``textmill.worker`` says a handler may raise."""
+        dataset = read_dataset(context.store, job.dataset_id)
+        runs = RunStore(context.store, job.run_id, context.attempt)
+        base_model = self._base_model(job, context)
+        with self._work_folder(job, context.attempt) as folder:
+            context.progress("fetching records")
+            spec = TrainSpec(
+                job=job,
+                base_model=base_model,
+                max_padded_tokens=self._settings.max_padded_tokens,
+                dequantized_budget_bytes=self._settings.dequantized_budget_mb << 20,
+            )
+            folder.write(folder.spec, spec)
+            fetch_records(context.store, dataset, folder)
+            checkpoint = runs.load_checkpoint(folder.checkpoints)
+            context.raise_if_stopped()
+            resumed = checkpoint.step if checkpoint else 0
+            log.info("training", extra={"job_id": job.job_id, "run_id": job.run_id, "resumed_from_step": resumed})
+            Watcher(folder, runs, context, self._settings, resumed).run()
+            return self._publish(job, context, dataset, base_model, folder, runs)
+
+    def _base_model(self, job: TrainJob, context: JobContext) -> str:
+        name = job.base_model or self._settings.base_model
+        if Path(name) == default_folder():
+            context.progress("unpacking the base model")
+            ensure_base_model(default_folder())
+        return name
+
+    @contextmanager
+    def _work_folder(self, job: TrainJob, attempt: int) -> Iterator[WorkFolder]:
+        """A folder of this process's own, removed at the end; those of dead processes are removed at the start."""
+        root = self._settings.work_folder
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.iterdir():
+            if not _alive(left.name.rpartition("-")[2]):
+                shutil.rmtree(left, ignore_errors=True)
+        path = root / f"{job.run_id}-{attempt}-{os.getpid()}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield WorkFolder(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _publish(
+        self,
+        job: TrainJob,
+        context: JobContext,
+        dataset: DatasetManifest,
+        base_model: str,
+        folder: WorkFolder,
+        runs: RunStore,
+    ) -> Output:
+        context.progress("uploading the model")
+        result = TrainResult.model_validate_json(folder.result.read_bytes())
+        adapter_prefix = f"{runs.prefix}adapter/"
+        prefix = f"models/{job.model_id}/attempt-{context.attempt}/"
+        lineage = make_lineage(job, dataset, base_model, result.base_sha256)
+        manifest = make_manifest(job, lineage, result, prefix, adapter_prefix, runs.metrics_key)
+        (folder.merged / "README.md").write_text(model_card(job, manifest, dataset))
+        upload_folder(context.store, folder.adapter, adapter_prefix)
+        context.raise_if_stopped()
+        manifest = manifest.model_copy(update={"files": upload_folder(context.store, folder.merged, prefix)})
+        context.raise_if_stopped()
+        runs.drop_checkpoints()
+        return Output(manifest_key=f"models/{job.model_id}/manifest.json", manifest=manifest.model_dump(mode="json"))
+
+
+class Watcher:
+    """Runs the training process to its end, and keeps the store and Prometheus abreast of it."""
+
+    def __init__(
+        self, folder: WorkFolder, runs: RunStore, context: JobContext, settings: TrainerSettings, resumed_from: int
+    ) -> None:
+        self._folder = folder
+        self._runs = runs
+        self._context = context
+        self._settings = settings
+        self._saved_step = resumed_from
+        self._metrics_seen = 0
+        self._metrics_sent = b""
+        self._send_at = 0.0
+
+    def run(self) -> None:
+        """Block until the process has ended well.
+
+        Raises:
+            Cancelled, LeaseLost, Draining: asked to stop; unless the run is given up, its checkpoint is in the store.
+            Transient: the process was killed by a signal.
+            JobFailed: the process gave up; the message is its own.
+        """
+        process = self._start()
+        try:
+            while process.poll() is None:
+                self._look(process)
+                if self._context.stopping.wait(_LOOK_EVERY_S):
+                    self._let_go(process)
+            self._send_metrics()
+            self._conclude(process.returncode)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "textmill_trainer.train", str(self._folder.root), "--parent", str(os.getpid())]
+        with self._folder.log.open("wb") as output:
+            # Its own session, so that Ctrl-C in a terminal reaches the worker alone, which stops it in order.
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _look(self, process: subprocess.Popen[bytes]) -> None:
+        progress = self._folder.read_progress()
+        if progress is not None:
+            self._context.progress(progress.stage, progress.done, progress.total, progress.unit, **progress.figures)
+        if time.monotonic() >= self._send_at:
+            self._send_at = time.monotonic() + self._settings.upload_every_s
+            self._send_metrics()
+            self._send_checkpoint()
+
+    def _send_metrics(self) -> None:
+        data = self._folder.metrics.read_bytes() if self._folder.metrics.exists() else b""
+        if data == self._metrics_sent:
+            return
+        metrics = list(parse_metrics(data))
+        for metric in metrics[self._metrics_seen :]:
+            watch.observe(metric)
+        self._metrics_seen, self._metrics_sent = len(metrics), data
+        self._context.store.put(self._runs.metrics_key, data)
+
+    def _send_checkpoint(self) -> None:
+        """Put the newest checkpoint in the store, if it isn't there. The process drops older ones as it goes on."""
+        found = sorted(self._folder.checkpoints.glob("step-*")) if self._folder.checkpoints.exists() else []
+        step = int(found[-1].name.removeprefix("step-")) if found else 0
+        if step > self._saved_step:
+            # A newer one may appear and this one go while it is read; then the next look sends the newer one.
+            with suppress(FileNotFoundError):
+                self._runs.save_checkpoint(found[-1], step)
+                self._saved_step = step
+                watch.CHECKPOINTS.inc()
+
+    def _let_go(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop the process; unless nobody will resume it, put its last checkpoint in the store."""
+        if isinstance(self._context.stop_error, (Cancelled, LeaseLost)):
+            process.kill()
+            process.wait()
+            self._context.raise_if_stopped()
+        process.terminate()
+        try:
+            process.wait(timeout=max(1.0, self._settings.grace_s - _PUBLISH_MARGIN_S))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._send_metrics()
+        self._send_checkpoint()
+        self._context.raise_if_stopped()
+
+    def _conclude(self, code: int) -> None:
+        if code == EXIT_DONE:
+            return
+        error = self._folder.read_error()
+        if code < 0 or code == EXIT_INTERRUPTED:
+            self._send_checkpoint()
+            how = f"was killed by signal {-code}" if code < 0 else "was stopped from outside"
+            why = " (out of memory?)" if code == -9 else ""
+            raise Transient(f"the training process {how}{why} after step {self._saved_step}")
+        if error is None:
+            raise JobFailed(f"the training process ended with code {code}: {self._last_line()}")
+        raise Transient(error.message) if error.retryable else JobFailed(error.message)
+
+    def _last_line(self) -> str:
+        lines = self._folder.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:500] if lines else "it said nothing"
+
+
+def read_dataset(store: ObjectStore, dataset_id: str) -> DatasetManifest:
+    """Raises ``NotFound`` if there is no such dataset, ``BadRequest`` if it has nothing to train on."""
+    manifest = DatasetManifest.model_validate_json(store.get(f"datasets/{dataset_id}/manifest.json"))
+    if not manifest.records.get("train"):
+        raise BadRequest(f"dataset {dataset_id} has no records in its train split: look at its rejects")
+    return manifest
+
+
+def fetch_records(store: ObjectStore, dataset: DatasetManifest, folder: WorkFolder) -> None:
+    download(store, dataset.records_keys["train"], folder.records("train"))
+    if dataset.records.get("eval"):
+        download(store, dataset.records_keys["eval"], folder.records("eval"))
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,264 @@
+"""One contract for every job bus: the fake and Tansu through kafka-python. Then what only a real broker can do to us."""
+
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from kafka import KafkaConsumer
+
+from textmill.bus import REASON_HEADER, JobBus, KafkaBus, Listener, MemoryBus, Message, dead_topic
+from textmill.errors import DependencyDown
+from textmill_cli.local import servers
+from textmill_cli.local.ports import any_free
+from textmill_cli.local.process import Child
+from textmill_cli.local.wait import wait_until
+
+SESSION_S = 2.0
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.slow)])
+def bus(request: pytest.FixtureRequest) -> Iterator[JobBus]:
+    made: JobBus = MemoryBus()
+    if request.param == "kafka":
+        made = KafkaBus(request.getfixturevalue("kafka_servers"), SESSION_S)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def kind() -> str:
+    """A topic that no other test has seen."""
+    return f"k{uuid.uuid4().hex[:12]}"
+
+
+def take(listener: Listener, timeout_s: float = 20) -> Message:
+    """The next message, marked as done."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        message = listener.wait(0.2)
+        if message is not None:
+            listener.done(message)
+            return message
+    raise AssertionError(f"no message within {timeout_s} s")
+
+
+def rest(listener: Listener, timeout_s: float = 1.0) -> list[bytes]:
+    """All that still comes, until it is quiet for a while."""
+    values: list[bytes] = []
+    while (message := listener.wait(timeout_s)) is not None:
+        listener.done(message)
+        values.append(message.value)
+    return values
+
+
+def test_a_ring_is_heard_once(bus: JobBus, kind: str) -> None:
+    bus.check()
+    listener = bus.listen([kind], "g")
+    for i in range(3):
+        bus.ring(kind, f"job_{i}")
+    heard = [take(listener) for _ in range(3)]
+    assert sorted(m.value for m in heard) == [b"job_0", b"job_1", b"job_2"]
+    assert {m.kind for m in heard} == {kind}
+    assert listener.wait(0.1) is None
+    listener.close()
+
+
+def test_one_listener_hears_all_its_kinds(bus: JobBus, kind: str) -> None:
+    listener = bus.listen([kind, f"{kind}x"], "g")
+    bus.ring(kind, "job_1")
+    bus.ring(f"{kind}x", "job_2")
+    assert {(m.kind, m.value) for m in (take(listener), take(listener))} == {(kind, b"job_1"), (f"{kind}x", b"job_2")}
+    listener.close()
+
+
+def test_what_is_done_is_not_heard_again_and_what_is_not_is(bus: JobBus, kind: str) -> None:
+    first = bus.listen([kind], "g")
+    bus.ring(kind, "job_done")
+    take(first)
+    bus.ring(kind, "job_open")
+    deadline = time.monotonic() + 10
+    while (message := first.wait(0.2)) is None:
+        assert time.monotonic() < deadline
+    assert message.value == b"job_open"
+    first.close()
+    second = bus.listen([kind], "g")
+    assert take(second).value == b"job_open"
+    assert rest(second) == []
+    second.close()
+
+
+def test_each_message_goes_to_one_member(bus: JobBus, kind: str) -> None:
+    members = [bus.listen([kind], "g"), bus.listen([kind], "g")]
+    heard: list[list[bytes]] = [[], []]
+
+    def pump() -> None:
+        for member, values in zip(members, heard, strict=True):
+            message = member.wait(0.1)
+            if message is not None:
+                member.done(message)
+                values.append(message.value)
+
+    warm_up, deadline = 0, time.monotonic() + 30
+    while not all(heard):  # the group has settled when both have heard something
+        assert time.monotonic() < deadline, heard
+        bus.ring(kind, f"warm_{warm_up}")
+        warm_up += 1
+        pump()
+    wanted = {f"job_{i}".encode() for i in range(20)}
+    for value in wanted:
+        bus.ring(kind, value.decode())
+    while len([v for values in heard for v in values if v in wanted]) < 20:
+        assert time.monotonic() < deadline, heard
+        pump()
+    for _ in range(5):
+        pump()
+    assert sorted(v for values in heard for v in values if v in wanted) == sorted(wanted)
+    for member in members:
+        member.close()
+
+
+def test_many_threads_may_ring(bus: JobBus, kind: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: bus.ring(kind, f"job_{i}"), range(40)))
+    listener = bus.listen([kind], "g")
+    assert len({take(listener).value for _ in range(40)}) == 40
+    listener.close()
+
+
+def test_the_fake_keeps_dead_letters_with_their_reason() -> None:
+    bus = MemoryBus()
+    bus.bury("synth", b"\xff", "no job id")
+    assert bus.dead == [("synth", b"\xff", "no job id")]
+
+
+@pytest.mark.slow
+def test_dead_letters_lie_on_the_dead_topic_with_their_reason(kafka_servers: str, kind: str) -> None:
+    bus = KafkaBus(kafka_servers, SESSION_S)
+    bus.bury(kind, b"\xffnot a job", "模型 said no")
+    reader = KafkaConsumer(dead_topic(kind), bootstrap_servers=kafka_servers, auto_offset_reset="earliest")
+    records = [r for found in reader.poll(timeout_ms=10_000).values() for r in found]
+    reader.close()
+    bus.close()
+    assert [(r.value, dict(r.headers)[REASON_HEADER].decode()) for r in records] == [(b"\xffnot a job", "模型 said no")]
+
+
+@pytest.mark.slow
+def test_a_busy_member_stays_and_lets_others_join(kafka_servers: str, kind: str) -> None:
+    """It only keeps alive, for three sessions, while another joins: it loses no partition and takes no message."""
+    bus = KafkaBus(kafka_servers, SESSION_S)
+    busy = bus.listen([kind], "g")
+    bus.ring(kind, "job_first")
+    take(busy)
+    other, other_heard = bus.listen([kind], "g"), set[bytes]()
+    wanted = {f"job_{i}".encode() for i in range(40)}
+    for value in wanted:
+        bus.ring(kind, value.decode())
+    begun = time.monotonic()
+    while not other_heard or time.monotonic() < begun + 3 * SESSION_S:
+        assert time.monotonic() < begun + 30, "the other was never let in"
+        busy.keep_alive()
+        message = other.wait(0.2)
+        if message is not None:
+            other.done(message)
+            other_heard.add(message.value)
+    busy_heard = set(rest(busy, 2.0))
+    assert other_heard | busy_heard == wanted
+    assert busy_heard - other_heard, "the busy member lost its partitions"
+    for listener in (busy, other):
+        listener.close()
+    bus.close()
+
+
+# -- a broker that is down -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[tuple[Child, str]]:
+    """A broker that the test may kill, and its address."""
+    port = any_free()
+    broker = servers.broker(port, tmp_path / "tansu.log")
+    broker.start()
+    address = f"127.0.0.1:{port}"
+    wait_until(lambda: answers(lambda: KafkaBus(address).check()), 30, "Tansu")
+    yield broker, address
+    broker.kill()
+
+
+def answers(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except DependencyDown:
+        return False
+    return True
+
+
+@pytest.mark.timeout(20)
+def test_a_broker_that_was_never_there_is_told_at_once() -> None:
+    bus = KafkaBus(f"127.0.0.1:{any_free()}")
+    threads = threading.active_count()
+    for call in (bus.check, lambda: bus.ring("synth", "job_1"), lambda: bus.listen(["synth"], "g")):
+        with pytest.raises(DependencyDown, match="127.0.0.1"):
+            call()
+    assert threading.active_count() == threads
+    bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_frozen_broker_blocks_nobody_for_long(own_broker: tuple[Child, str]) -> None:
+    """Its port takes connections, but nothing answers: every call gives up, and leaves no thread behind."""
+    broker, address = own_broker
+    bus = KafkaBus(address, SESSION_S, timeout_s=1.0)
+    listener = bus.listen(["synth"], "g")
+    bus.ring("synth", "job_1")
+    message = listener.wait(10)
+    assert message is not None
+    threads = threading.active_count()
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    calls = (
+        bus.check,
+        lambda: bus.ring("synth", "job_2"),
+        lambda: bus.listen(["synth"], "g"),
+        lambda: listener.done(message),
+    )
+    for call in calls:
+        with pytest.raises(DependencyDown):
+            call()
+    listener.keep_alive()
+    assert listener.wait(0.1) is None
+    assert threading.active_count() <= threads
+    listener.close()
+    bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_bus_and_listener_come_back_by_themselves_after_a_broker_was_killed(own_broker: tuple[Child, str]) -> None:
+    broker, address = own_broker
+    bus = KafkaBus(address, SESSION_S)
+    listener = bus.listen(["synth"], "g")
+    bus.ring("synth", "job_1")
+    take(listener)
+    broker.kill()
+    for call in (lambda: rest(listener, 0.1), lambda: bus.ring("synth", "job_2"), bus.check):
+        wait_until(lambda call=call: not answers(call), 20, "word of the broker's death")  # type: ignore[misc]
+    broker.start()  # with nothing in its memory: no topic, no group
+    wait_until(lambda: answers(lambda: bus.ring("synth", "job_3")), 30, "the first ring after the restart")
+
+    def rings_and_is_heard() -> bool:
+        try:
+            bus.ring("synth", "job_4")
+            return b"job_4" in rest(listener, 0.5)
+        except DependencyDown:
+            return False
+
+    wait_until(rings_and_is_heard, 60, "the old listener's first message after the restart")
+    listener.close()
+    bus.close()

@@ -1,0 +1,223 @@
+"""Supervision of real child processes, with a small program in vLLM's place."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from textmill.errors import JobFailed
+from textmill_inference.engine import AttachedEngine, ModelFolder
+from textmill_inference.process import GuardedProcess
+from textmill_inference.supervisor import Care, LocalEngine
+
+HERE = Path(__file__).parent
+QUICK = Care(
+    start_timeout_s=20, look_every_s=0.05, probe_every_s=0.02, first_backoff_s=0.02, max_backoff_s=0.5, stop_grace_s=2
+)
+NEVER = threading.Event()
+
+
+class StandIn:
+    def command(self, folder, name, port):
+        return [sys.executable, "-I", "-S", str(HERE / "stand_in_engine.py"), str(folder), name, str(port)]
+
+    def environment(self):
+        return dict(os.environ)
+
+
+def model(tmp_path, name, shape=1):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"hidden_size": shape, "_name_or_path": name}))
+    (folder / "answer.txt").write_text(f"I am {name}")
+    return ModelFolder(folder, name)
+
+
+def reply(engine):
+    request = urllib.request.Request(f"{engine.url}/v1/completions", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as response:
+        return json.loads(response.read())
+
+
+def running(pid):
+    """False for a zombie, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def core_of(folder):
+    return int((folder.path / "core.pid").read_text())
+
+
+def server_of(engine):
+    """The pid of the program under the guard."""
+    group = next(t for t in engine_groups() if str(engine.folder.path) in t[1])
+    return group[0]
+
+
+def engine_groups():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                if "stand_in_engine.py" in command and "guard.py" not in command:
+                    yield int(entry.name), command
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = LocalEngine("small", StandIn(), tmp_path / "engine.log", QUICK)
+    yield made
+    made.stop()
+
+
+def test_it_starts_answers_and_leaves_no_process(tmp_path, engine):
+    one = model(tmp_path, "one")
+    assert not engine.ready
+    assert engine.serve(one, NEVER) == "started"
+    assert engine.ready
+    assert engine.trouble == ""
+    assert reply(engine)["choices"][0]["text"] == "I am one"
+    assert engine.serve(one, NEVER) == "unchanged"
+    server, core = server_of(engine), core_of(one)
+    engine.stop()
+    assert not engine.ready
+    assert not running(server)
+    assert not running(core)
+
+
+@pytest.mark.parametrize("victim", ["server", "core", "guard"])
+def test_a_killed_part_brings_the_engine_back_without_leftovers(tmp_path, engine, waits, victim):
+    one = model(tmp_path, "one")
+    engine.serve(one, NEVER)
+    server, core = server_of(engine), core_of(one)
+    guard = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill({"server": server, "core": core, "guard": guard}[victim], signal.SIGKILL)
+    engine.suspect()
+    waits(lambda: core_of(one) != core and engine.ready, "the engine to be back")
+    assert not running(server)
+    assert not running(core)
+    assert not running(guard)
+    assert reply(engine)["choices"][0]["text"] == "I am one"
+
+
+def test_same_geometry_swaps_in_place_and_empties_the_prefix_cache(tmp_path, engine):
+    one, two = model(tmp_path, "one"), model(tmp_path, "two")
+    engine.serve(one, NEVER)
+    server = server_of(engine)
+    assert engine.serve(two, NEVER) == "in_place"
+    assert running(server)
+    answer = reply(engine)
+    assert answer["choices"][0]["text"] == "I am two"
+    assert answer["steps"] == ["/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/resume"]
+
+
+def test_after_a_swap_a_crash_brings_up_the_new_model(tmp_path, engine, waits):
+    one, two = model(tmp_path, "one"), model(tmp_path, "two")
+    engine.serve(one, NEVER)
+    engine.serve(two, NEVER)
+    os.kill(core_of(one), signal.SIGKILL)
+    waits(lambda: (two.path / "core.pid").exists() and engine.ready, "the engine to be back")
+    assert reply(engine)["choices"][0]["text"] == "I am two"
+
+
+def test_another_geometry_restarts(tmp_path, engine):
+    one, two = model(tmp_path, "one"), model(tmp_path, "two", shape=2)
+    engine.serve(one, NEVER)
+    assert engine.serve(two, NEVER) == "restarted"
+    assert reply(engine)["choices"][0]["text"] == "I am two"
+    assert not running(core_of(one))
+
+
+def test_a_swap_that_the_engine_refuses_becomes_a_restart(tmp_path, engine):
+    one, two = model(tmp_path, "one"), model(tmp_path, "two")
+    (one.path / "no_reload").touch()
+    engine.serve(one, NEVER)
+    assert engine.serve(two, NEVER) == "restarted"
+    assert reply(engine)["choices"][0]["text"] == "I am two"
+
+
+def test_a_model_that_cannot_start_is_named_and_the_one_before_comes_back(tmp_path, engine, waits):
+    one, bad = model(tmp_path, "one"), model(tmp_path, "bad", shape=2)
+    (bad.path / "crash").touch()
+    engine.serve(one, NEVER)
+    with pytest.raises(JobFailed, match=r"bad doesn't start as 'small': .*no such tensor"):
+        engine.serve(bad, NEVER)
+    waits(lambda: engine.ready, "the model before to be back")
+    assert reply(engine)["choices"][0]["text"] == "I am one"
+
+
+def test_letting_go_in_the_middle_brings_the_model_before_back(tmp_path, engine, waits):
+    one, two = model(tmp_path, "one"), model(tmp_path, "two", shape=2)
+    engine.serve(one, NEVER)
+    stopping = threading.Event()
+    stopping.set()
+    assert engine.serve(two, stopping) is None
+    waits(lambda: engine.ready and engine.folder == one, "the model before to be back")
+    assert reply(engine)["choices"][0]["text"] == "I am one"
+
+
+def test_a_missing_model_is_waited_for(tmp_path, engine, waits):
+    engine.begin(ModelFolder(tmp_path / "one"))
+    waits(lambda: "config.json is missing" in engine.trouble, "the trouble to be told")
+    model(tmp_path, "one")
+    waits(lambda: engine.ready, "the model to be served")
+
+
+def test_engines_take_turns_at_starting_and_stop_while_waiting(tmp_path):
+    turn = threading.Semaphore(1)
+    waiting = LocalEngine("second", StandIn(), tmp_path / "log", QUICK, turn)
+    with turn:
+        waiting.begin(model(tmp_path, "one"))
+        began = time.monotonic()
+        waiting.stop()
+        assert time.monotonic() - began < 5
+    assert not (tmp_path / "one" / "core.pid").exists()
+
+
+def test_the_engine_dies_with_its_parent(tmp_path, waits):
+    """Even if the parent is killed with SIGKILL and can clean up nothing."""
+    one = model(tmp_path, "one")
+    program = (
+        "import sys, time; from pathlib import Path; from textmill_inference.process import GuardedProcess\n"
+        f"p = GuardedProcess([sys.executable, {str(HERE / 'stand_in_engine.py')!r}, {str(one.path)!r}, 'm', '0'],"
+        f" {{}}, Path({str(tmp_path / 'log')!r}), 1.0)\n"
+        "time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    waits(lambda: (one.path / "core.pid").exists() and (one.path / "core.pid").read_text() != "", "the engine to start")
+    core = core_of(one)
+    parent.kill()
+    parent.wait()
+    waits(lambda: not running(core), "the engine's core to be gone")
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    process = GuardedProcess([sys.executable, "-c", code], os.environ, tmp_path / "log", grace_s=0.2)
+    while "up" not in process.last_words():
+        time.sleep(0.01)
+    process.stop()
+    assert not process.alive()
+    assert "killing it" in process.last_words()
+
+
+def test_an_attached_engine_is_ready_while_it_answers(engine_server, waits):
+    attached = AttachedEngine("small", engine_server.url + "/")
+    waits(lambda: attached.ready, "the engine to be found")
+    engine_server.healthy = False
+    attached.suspect()
+    waits(lambda: not attached.ready, "the loss to be seen")
+    engine_server.healthy = True
+    waits(lambda: attached.ready, "the engine to be found again")
+    attached.stop()

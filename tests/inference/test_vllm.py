@@ -1,0 +1,100 @@
+"""The real thing: vLLM on the CPU behind the gateway, killed, and taught new weights in place. Minutes, not seconds."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import openai
+import pytest
+from fastapi import FastAPI
+
+from textmill_inference.engine import ModelFolder
+from textmill_inference.gateway import Gateway
+from textmill_inference.keys import KeyRing
+from textmill_inference.settings import InferenceSettings
+from textmill_inference.supervisor import Care, LocalEngine
+from textmill_inference.vllm_launcher import VllmLauncher
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+NEVER = threading.Event()
+
+
+def perturbed(source, target):
+    """A model of the same geometry that says other things: every matrix of the last block with its sign turned."""
+    import safetensors.torch
+
+    shutil.copytree(source, target)
+    (target / "model.safetensors").unlink()
+    tensors = safetensors.torch.load_file(source / "model.safetensors")
+    layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    changed = {
+        name: -tensor if f"layers.{layers - 1}." in name and tensor.dim() == 2 else tensor
+        for name, tensor in tensors.items()
+    }
+    safetensors.torch.save_file(changed, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def processes_of(engine):
+    """Pid to command of all that runs below this engine's guard."""
+    marker = str(engine.folder.path)
+    members = {}
+    groups = set()
+    for entry in [e for e in Path("/proc").iterdir() if e.name.isdigit()]:
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if state != "Z":
+            members[int(entry.name)] = (int(group), command)
+            if "guard.py" in command and marker in command:
+                groups.add(int(group))
+    return {pid: command for pid, (group, command) in members.items() if group in groups}
+
+
+@pytest.fixture(scope="module")
+def base_model():
+    folder = InferenceSettings().base_model
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no base model at {folder}: python -m textmill_trainer.base_model makes it")
+    return folder
+
+
+def test_vllm_serves_survives_swaps_and_ends(base_model, tmp_path, serve, waits):
+    launcher = VllmLauncher(max_model_len=512, kv_cache_gib=1)
+    engine = LocalEngine("small", launcher, tmp_path / "engine.log", Care(start_timeout_s=600))
+    url = serve(Gateway(FastAPI(), lambda: {"small": engine}, KeyRing(), hold_s=600))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=900)
+
+    def say():
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        answer = client.chat.completions.create(model="small", messages=messages, temperature=0, max_tokens=16)
+        return answer.choices[0].message.content
+
+    try:
+        original, other = ModelFolder(base_model), ModelFolder(perturbed(base_model, tmp_path / "other"))
+        assert engine.serve(original, NEVER) == "started"
+        first = say()
+        assert "Paris" in first
+
+        core = next(pid for pid, command in processes_of(engine).items() if "EngineCore" in command)
+        os.kill(core, signal.SIGKILL)
+        assert say() == first
+        waits(lambda: engine.ready, "the engine to be back", 600)
+        assert core not in processes_of(engine)
+
+        before = set(processes_of(engine))
+        assert engine.serve(other, NEVER) == "in_place"
+        swapped = say()
+        assert swapped != first
+        assert engine.serve(original, NEVER) == "in_place"
+        assert say() == first
+        assert set(processes_of(engine)) == before
+    finally:
+        client.close()
+        engine.stop()
+    assert processes_of(engine) == {}

@@ -1,0 +1,168 @@
+"""The client against a real server with planted faults."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from fault_llm import Drip, FaultLlm, Garbage, Hang, Say, Stall, Status
+from pydantic import SecretStr
+
+from textmill.contracts.datasets import Message
+from textmill.errors import DependencyDown, JobFailed
+from textmill_synth.admission import Admission
+from textmill_synth.llm import CallFailed, ChatClient, ChatRequest, Completion, RetryPolicy, open_session
+
+REQUEST = ChatRequest("m", (Message(role="user", content="hello"),), 0.0, 16)
+
+
+def ask(
+    server: FaultLlm,
+    count: int = 1,
+    deadline_s: float = 5.0,
+    concurrency: int = 8,
+    observe: Callable[[str], None] = lambda outcome: None,
+    key: str = "",
+) -> list[Completion | BaseException]:
+    async def run() -> list[Completion | BaseException]:
+        async with open_session() as session:
+            retry = RetryPolicy(max_tries=3, first_delay_s=0.001)
+            secret = SecretStr(key) if key else None
+            client = ChatClient(session, server.url, secret, Admission(concurrency), deadline_s, retry, observe)
+            calls = (client.complete(replace(REQUEST, sample=n)) for n in range(count))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_returns_text_reason_and_tokens(llm: FaultLlm) -> None:
+    llm.always = Say("Hi.", "length")
+    assert ask(llm) == [Completion("Hi.", "length", 100, 10)]
+
+
+def test_sends_the_key_and_no_schema_unless_asked(llm: FaultLlm) -> None:
+    llm.always = Say("Hi.")
+    ask(llm, key="s3cret")
+    assert llm.headers[0]["Authorization"] == "Bearer s3cret"
+    assert "response_format" not in llm.requests[0]
+
+
+@pytest.mark.parametrize("fault", [Status(500), Status(503), Status(429), Status(429, "0"), Garbage(), Hang()])
+def test_tries_again_after_a_fault(llm: FaultLlm, fault: object) -> None:
+    llm.always = Say("Hi.")
+    llm.faults = {0: fault, 1: fault}  # type: ignore[dict-item]
+    outcomes: list[str] = []
+    assert isinstance(ask(llm, observe=outcomes.append)[0], Completion)
+    assert len(llm.requests) == 3
+    assert outcomes[-1] == "ok"
+    assert "ok" not in outcomes[:-1]
+
+
+@pytest.mark.parametrize("fault", [Drip(), Stall()])
+def test_a_call_that_never_ends_meets_its_deadline(llm: FaultLlm, fault: object) -> None:
+    llm.always = Say("Hi.")
+    llm.faults = {0: fault}  # type: ignore[dict-item]
+    outcomes: list[str] = []
+    assert isinstance(ask(llm, deadline_s=0.15, observe=outcomes.append)[0], Completion)
+    assert outcomes == ["llm_timeout", "ok"]
+
+
+def test_the_deadline_does_not_count_waiting_for_a_permit(llm: FaultLlm) -> None:
+    llm.always, llm.delay_s = Say("Hi."), 0.05
+    answers = ask(llm, count=10, concurrency=1, deadline_s=0.3)
+    assert all(isinstance(answer, Completion) for answer in answers)
+    assert len(llm.requests) == 10
+
+
+def test_never_more_at_once_than_allowed(llm: FaultLlm) -> None:
+    llm.always, llm.delay_s = Say("Hi."), 0.01
+    ask(llm, count=30, concurrency=4)
+    assert llm.most_at_once == 4
+
+
+def test_retry_after_holds_back_every_call(llm: FaultLlm) -> None:
+    llm.always = Say("Hi.")
+    llm.faults = {0: Status(429, "0.2")}
+    admission = Admission(1)
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with open_session() as session:
+            client = ChatClient(session, llm.url, None, admission, 5.0, RetryPolicy(first_delay_s=0.001))
+            await asyncio.gather(*(client.complete(replace(REQUEST, sample=n)) for n in range(3)))
+        return loop.time() - began
+
+    assert asyncio.run(run()) >= 0.2
+    assert len(llm.requests) == 4
+
+
+def test_a_prompt_that_always_times_out_fails_alone(llm: FaultLlm) -> None:
+    llm.always = Stall()
+    [error] = ask(llm, deadline_s=0.05)
+    assert isinstance(error, CallFailed)
+    assert error.kind == "llm_timeout"
+    assert len(llm.requests) == 3
+
+
+@pytest.mark.parametrize("fault", [Status(503), Status(429), Hang()])
+def test_an_endpoint_that_serves_nobody_is_down(llm: FaultLlm, fault: object) -> None:
+    llm.always = fault  # type: ignore[assignment]
+    assert all(isinstance(error, DependencyDown) for error in ask(llm, count=3))
+
+
+def test_a_closed_port_is_down() -> None:
+    with FaultLlm() as gone:
+        pass
+    assert isinstance(ask(gone)[0], DependencyDown)
+
+
+def test_a_long_retry_after_gives_the_job_back(llm: FaultLlm) -> None:
+    llm.always = Status(429, "3600")
+    [error] = ask(llm)
+    assert isinstance(error, DependencyDown)
+    assert error.retry_after_s == 3600
+
+
+def test_a_wrong_key_or_model_ends_the_job_and_a_bad_prompt_only_itself(llm: FaultLlm) -> None:
+    llm.always = Status(401)
+    [error] = ask(llm, key="s3cret")
+    assert isinstance(error, JobFailed)
+    assert "TEXTMILL_SYNTH_LLM_API_KEY" in str(error)
+    assert "s3cret" not in str(error)
+    llm.always = Status(400)
+    [error] = ask(llm)
+    assert isinstance(error, CallFailed)
+    assert error.kind == "llm_bad_request"
+    assert len(llm.requests) == 2
+
+
+def test_no_permit_leaks_after_many_faults(llm: FaultLlm) -> None:
+    llm.always = Say("Hi.")
+    llm.faults = {n: (Status(500), Garbage(), Hang(), Status(429))[n % 4] for n in range(0, 120, 2)}
+    admission = Admission(4)
+
+    async def run() -> None:
+        async with open_session() as session:
+            client = ChatClient(session, llm.url, None, admission, 5.0, RetryPolicy(first_delay_s=0.0005))
+            for n in range(60):
+                with suppress(CallFailed):
+                    await client.complete(replace(REQUEST, sample=n))
+        async with asyncio.timeout(1), admission.permit(), admission.permit(), admission.permit(), admission.permit():
+            pass
+
+    asyncio.run(run())
+
+
+def test_the_key_of_a_request_depends_on_all_that_changes_its_answer() -> None:
+    changed = [
+        replace(REQUEST, model="n"),
+        replace(REQUEST, temperature=0.1),
+        replace(REQUEST, max_tokens=17),
+        replace(REQUEST, schema={"type": "object"}),
+        replace(REQUEST, sample=1),
+        replace(REQUEST, messages=(Message(role="user", content="hello!"),)),
+    ]
+    assert len({REQUEST.key, *(request.key for request in changed)}) == 7
+    assert replace(REQUEST).key == REQUEST.key
