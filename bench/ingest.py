@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -136,10 +137,11 @@ def upload(port: int, form: str, size: int, digest: "hashlib._Hash") -> dict[str
     length = str(len(head) + size + len(tail))
     connection.request("POST", path, body(), {"Content-Type": content_type, "Content-Length": length})
     response = connection.getresponse()
-    answer = json.loads(response.read())
+    answer: dict[str, Any] = json.loads(response.read())
     if response.status != 201:
         raise SystemExit(f"the upload got {response.status}: {answer}")
-    return answer["documents"][0] if form == "multipart" else answer
+    document: dict[str, str] = answer["documents"][0] if form == "multipart" else answer
+    return document
 
 
 def text(size: int, seed: str) -> Iterator[bytes]:

@@ -199,9 +199,7 @@ def serve() -> Iterator[Callable[[ASGIApp], str]]:
 
 
 @pytest.fixture
-def make_gateway(
-    engine_server: OpenAIServer, serve: Callable[[ASGIApp], str]
-) -> Callable[..., RunningGateway]:
+def make_gateway(engine_server: OpenAIServer, serve: Callable[[ASGIApp], str]) -> Callable[..., RunningGateway]:
     def make(keys: tuple[str, ...] = (), hold_s: float = 5.0, name: str = "small") -> RunningGateway:
         upstreams = {name: FakeUpstream(name, engine_server.url)}
         app = FastAPI()

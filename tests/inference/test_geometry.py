@@ -5,7 +5,9 @@ import pytest
 from textmill_inference.geometry import same_geometry
 
 FILES = {
-    "config.json": json.dumps({"hidden_size": 8, "dtype": "bfloat16", "_name_or_path": "a", "transformers_version": "1"}),
+    "config.json": json.dumps(
+        {"hidden_size": 8, "dtype": "bfloat16", "_name_or_path": "a", "transformers_version": "1"}
+    ),
     "tokenizer.json": "{}",
     "chat_template.jinja": "x",
     "generation_config.json": json.dumps({"eos_token_id": 2, "transformers_version": "1"}),

@@ -5,9 +5,10 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -78,13 +79,15 @@ def wait_until(true: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 @dataclass
 class Site:
-    """What the web server answers, by path, and the requests it saw with the time of each."""
+    """What the web server answers, by path, and the requests it saw: when, and how many at once by Host header."""
 
     port: int
     pages: dict[str, tuple[int, dict[str, str], bytes]]
     seen: list[tuple[float, str]]
-    at_once: int = 0
-    most_at_once: int = 0
+    at_once: Counter[str] = field(default_factory=Counter)
+    most_at_once: Counter[str] = field(default_factory=Counter)
+    work_s: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -102,12 +105,16 @@ class Site:
 def a_site() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            site.at_once += 1
-            site.most_at_once = max(site.most_at_once, site.at_once)
-            site.seen.append((time.monotonic(), self.path))
+            host = self.headers["Host"]
+            with site.lock:
+                site.at_once[host] += 1
+                site.most_at_once[host] = max(site.most_at_once[host], site.at_once[host])
+                site.seen.append((time.monotonic(), self.path))
+            time.sleep(site.work_s)
             status, headers, body = site.pages.get(self.path, (404, {}, b"gone"))
             # The count goes down before the client can have the answer and ask again.
-            site.at_once -= 1
+            with site.lock:
+                site.at_once[host] -= 1
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -62,6 +62,12 @@ def test_windows_line_ends_divide_too_and_are_told_as_inexact():
     assert [(p.text, p.exact) for p in found] == [("一\n二", False), ("三", True)]
 
 
+def test_a_line_end_cut_in_two_is_still_one():
+    data = "一二三\r\n四五六\r\n\r\n七八九\r\n".encode()
+    for size in range(1, len(data)):
+        assert [p.text for p in passages(data, chunk_bytes=size)] == ["一二三\n四五六", "七八九"]
+
+
 def test_headings_open_sections_and_are_kept_with_them():
     text = (
         "preface\n\n# Qian ##\nsix solid lines\n\nmore\n## Kun\nsix broken\n```\n# no heading\n```\n第七卦 师\n地中有水"

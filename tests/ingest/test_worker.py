@@ -10,6 +10,7 @@ from textmill.contracts.documents import CorpusManifest, CrawlManifest, CrawlOut
 from textmill.contracts.jobs import CorpusJob, SplitRule
 from textmill.errors import BadRequest, Cancelled, JobFailed
 from textmill.store import MemoryStore
+from textmill.worker import JobContext
 from textmill_ingest.documents import Source, keep_document
 from textmill_ingest.worker import build_corpus
 
@@ -73,6 +74,7 @@ def test_an_empty_corpus_is_a_failure():
     document = kept(store, b" \n \n", "blank.txt")
     with pytest.raises(JobFailed, match=r"no passage in 1 document\(s\) \('blank.txt'\)"):
         built(store, CorpusJob(document_ids=(document.document_id,)))
+    assert list(store.list("corpora/")) == []
 
 
 def test_a_bad_row_fails_the_job_and_names_document_and_line():
@@ -90,6 +92,23 @@ def test_a_cancelled_job_stops_between_passages():
     with pytest.raises(Cancelled):
         build_corpus(CorpusJob(document_ids=(document.document_id,)), context)
     assert list(store.list("corpora/")) == []
+
+
+def test_a_long_document_is_left_before_its_end():
+    class Watched(JobContext):
+        looks = 0
+
+        def raise_if_stopped(self) -> None:
+            self.looks += 1
+            if self.looks == 3:
+                raise Cancelled("cancelled")
+
+    store = MemoryStore()
+    document = kept(store, b"line\n\n" * 1000)
+    context = Watched(store, 1, "scratch/job_x/1-1/")
+    with pytest.raises(Cancelled):
+        build_corpus(CorpusJob(document_ids=(document.document_id,)), context)
+    assert 0 < context.current.done < document.size_bytes
 
 
 def test_progress_tells_bytes_and_passages():

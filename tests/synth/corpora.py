@@ -28,11 +28,17 @@ def zhouyi_questions(language: Language) -> QuestionSet:
 
 
 def put_corpus(
-    store: ObjectStore, texts: Mapping[str, str], language: Language = "en", encoding: str = "utf-8", heading: bool = False
+    store: ObjectStore,
+    texts: Mapping[str, str],
+    language: Language = "en",
+    encoding: str = "utf-8",
+    heading: bool = False,
 ) -> str:
     """One document a text, one passage a blank-line paragraph. Returns the corpus id."""
     corpus_id = new_id("cor")
-    passages = [p for name, text in texts.items() for p in _put_document(store, name, text, language, encoding, heading)]
+    passages = [
+        p for name, text in texts.items() for p in _put_document(store, name, text, language, encoding, heading)
+    ]
     key = f"corpora/{corpus_id}/passages.jsonl"
     store.put(key, b"".join(p.to_json() + b"\n" for p in passages))
     manifest = CorpusManifest(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from textmill.contracts.base import content_id
@@ -16,6 +17,8 @@ from textmill.contracts.datasets import Message, Record, Split
 from textmill.contracts.documents import Span
 from textmill_trainer.base_model import default_folder, ensure_base_model
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models here are so small that a second thread costs more than it brings
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -35,7 +38,8 @@ def tiny_base(real_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.to(torch.bfloat16).save_pretrained(folder)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(real_base / name, folder / name)
     return folder

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.trainer.conftest import make_records
+
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.errors import JobFailed
 from textmill_trainer.checkpoint import checkpoint_step, checkpoints
@@ -88,9 +88,7 @@ def test_a_resumed_run_is_the_same_run(
     assert _losses(tmp_path / "straight") == _losses(tmp_path / "cut")
 
 
-def test_metrics_past_the_checkpoint_are_done_again_not_doubled(
-    tiny_base: Path, examples: Any, tmp_path: Path
-) -> None:
+def test_metrics_past_the_checkpoint_are_done_again_not_doubled(tiny_base: Path, examples: Any, tmp_path: Path) -> None:
     """As after kill -9: the checkpoint of step 6 is there, and metrics up to step 8."""
 
     class Killed(BaseException):

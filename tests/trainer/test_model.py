@@ -1,17 +1,19 @@
 """NF4, LoRA, and the bitsandbytes trap on AVX512-BF16 CPUs."""
 
+# ruff: noqa: N806 (tensor names carry their axes)
+
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
 from tests.trainer.conftest import make_records
+
 from textmill.errors import JobFailed
 from textmill_trainer.batches import collate
-from textmill_trainer.loss import supervised_logits, supervised_loss_sum
 from textmill_trainer.loop import plain_model
+from textmill_trainer.loss import supervised_logits, supervised_loss_sum
 from textmill_trainer.model import (
     LoraSettings,
     add_lora,
@@ -96,7 +98,7 @@ def test_loss_by_chunks_is_the_plain_loss(tiny_base: Path, batch: Any, monkeypat
 def test_padding_changes_no_loss(tiny_base: Path, tokenizer: Any) -> None:
     core = load_nf4(tiny_base, CPU)
     dequantize_in_place(core)
-    core.float()
+    core.to(torch.float32)  # type: ignore[arg-type]
     examples = encode_all(make_records(4), tokenizer, 100)
     together = supervised_loss_sum(core, collate(examples)).item()
     alone = sum(supervised_loss_sum(core, collate([e])).item() for e in examples)
@@ -115,7 +117,7 @@ def test_base_hash_is_of_the_weights_alone(tmp_path: Path) -> None:
     assert base_sha256(tmp_path) == first == hashlib.sha256(b"weights").hexdigest()
 
 
-def _lora_a(model: Any) -> torch.Tensor:
+def _lora_a(model: Any) -> Any:
     return next(p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name)
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-
 from tests.trainer.conftest import make_record
+
 from textmill.contracts.datasets import Message
 from textmill.errors import JobFailed
 from textmill_trainer.prepare import encode_all

@@ -51,7 +51,7 @@ def create_app(
     token: SecretStr | None = None,
 ) -> FastAPI:
     """An app with all that services share. ``checks`` raise when the service can't work; they decide /readyz."""
-    app = FastAPI(title=f"textmill {service}", version="0.1.0", redoc_url=None)
+    app = FastAPI(title=f"textmill {service}", version="0.1.0", redoc_url=None, separate_input_output_schemas=False)
     _add_problem_handlers(app)
     app.include_router(_health_router(checks))
     app.include_router(_jobs_router(jobs, kinds))

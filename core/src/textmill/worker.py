@@ -104,7 +104,7 @@ class Worker:
             self._recover_at = time.monotonic() + self._pace.recover_every_s
             if self._take_waiting():
                 self._recover_at = 0.0  # where one job waits there may be more
-        message = self._hear()
+        message = None if self._draining.is_set() else self._hear()
         if message is not None:
             self._answer(message)
 

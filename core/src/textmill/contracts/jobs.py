@@ -112,6 +112,7 @@ class TrainOptions(Contract):
 
     base_model: str | None = None
     epochs: int = Field(default=3, ge=1, le=1_000)
+    max_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     batch_size: int = Field(default=16, ge=1, le=4_096)
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)

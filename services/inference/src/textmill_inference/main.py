@@ -31,7 +31,9 @@ def main() -> None:
     settings = InferenceSettings()
     store, bus, jobs = open_backends(settings)
     attached = {name: AttachedEngine(name, url) for name, url in settings.engines.items()}
-    deployments = Deployments(store, settings.cache_dir / "models", engine_maker(settings), settings.base_name, attached)
+    deployments = Deployments(
+        store, settings.cache_dir / "models", engine_maker(settings), settings.base_name, attached
+    )
     key = settings.client_key.get_secret_value()
     worker = Worker(
         jobs,

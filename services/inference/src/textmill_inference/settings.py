@@ -20,8 +20,8 @@ class InferenceSettings(ServiceSettings):
     """``engines`` maps model names to engines that run elsewhere (Kubernetes); the rest are started here.
 
     ``api_keys`` are SHA-256 hex digests of the keys that the gateway accepts; empty means open, for one machine only.
-    ``gateway_url`` (with or without /v1) and ``client_key`` are what our own evaluations and load tests use. ``hold_s`` is how long a request
-    waits for an engine that is starting before it is refused with 503.
+    ``gateway_url`` (with or without /v1) and ``client_key`` are what our own evaluations and load tests use.
+    ``hold_s`` is how long a request waits for an engine that is starting before it is refused with 503.
     """
 
     model_config = SettingsConfigDict(env_prefix="TEXTMILL_INFERENCE_")

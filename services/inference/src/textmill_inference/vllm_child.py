@@ -9,6 +9,7 @@ which does not survive a fork.
 Run as ``python -m textmill_inference.vllm_child ARGUMENTS`` with the arguments of ``vllm serve``.
 """
 
+import importlib
 import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -35,9 +36,8 @@ def main() -> None:
 
     # vLLM's CPU platform insists on "spawn" and has no setting for this.
     multiprocessing.get_context = forked_instead_of_spawned  # type: ignore[assignment]
-    from vllm.entrypoints.launchers.api_server.entry import main as serve
-
-    serve()
+    # By name: this package is type-checked and tested where vLLM isn't installed.
+    importlib.import_module("vllm.entrypoints.launchers.api_server.entry").main()
 
 
 if __name__ == "__main__":

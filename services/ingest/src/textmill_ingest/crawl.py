@@ -33,7 +33,7 @@ class Politeness:
     delay_s: float = 1.0
     retry_delay_s: float = 2.0
     timeout_s: float = 30.0
-    max_page_bytes: int = 10 * 1024 * 1024
+    max_page_bytes: int = 8 * 1024 * 1024
     allow_networks: Sequence[Network] = ()
 
 

@@ -1,7 +1,8 @@
 """From a document's bytes to its passages, by media type. Reads a stream; knows neither stores nor HTTP.
 
 Cost: plain text and Markdown, JSON lines and CSV are read piece by piece, in the memory of one passage or one row.
-A web page is held whole, about fifty times its size, and so may have at most 32 MiB.
+A web page is held whole, some hundred times its size, and trafilatura's time grows with its square; so it may have at
+most 8 MiB (a minute or two).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from textmill_ingest.rows import Row, csv_rows, json_rows
 from textmill_ingest.split import MarkdownHeadings, chapter_heading, language_of, split
 from textmill_ingest.units import MappedUnit, PlainUnit, Unit
 
-MAX_PAGE_BYTES = 32 * 1024 * 1024
+MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 
 class PageTooLarge(BadRequest):

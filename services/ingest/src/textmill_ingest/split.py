@@ -140,17 +140,14 @@ def _piece_length(window: str, limit: int) -> int:
     """How much of ``window``, which begins the rest of a block, to cut off: at most ``limit``, if not all of it."""
     if len(window.rstrip()) <= limit:
         return len(window)
-    best = 0
-    for match in _SENTENCE_END.finditer(window, 0, limit + _LOOKAHEAD):
-        if match.end() > limit:
-            break
-        head = window[max(0, match.start() - _ABBREVIATION_REACH) : match.start() + 1]
-        if not (head.endswith(".") and _is_abbreviation(window, match.start())):
-            best = match.end()
+    ends = [match.span() for match in _SENTENCE_END.finditer(window) if match.end() <= limit]
+    best = next((end for stop, end in reversed(ends) if not _is_abbreviation(window, stop)), 0)
     return best or _last(_LINE_END, window, limit) or _last(_PAUSE, window, limit) or limit
 
 
 def _is_abbreviation(window: str, stop: int) -> bool:
+    if window[stop] != ".":
+        return False
     line = max(window.rfind("\n", 0, stop), window.rfind("\r", 0, stop), stop - _ABBREVIATION_REACH, 0)
     return _ABBREVIATION.search(window[line : stop + 1]) is not None
 

@@ -42,6 +42,7 @@ def build_corpus(job: CorpusJob, context: JobContext) -> Output:
     key = f"corpora/{job.corpus_id}/{_place(context)}/passages.jsonl"
     context.store.put_stream(key, _lines(documents, job.split, context, tally))
     if not tally.passages:
+        context.store.delete(key)
         names = ", ".join(f"{d.name!r}" for d in documents[:10])
         raise JobFailed(f"no passage in {len(documents)} document(s) ({names}), so the corpus would be empty")
     manifest = CorpusManifest(

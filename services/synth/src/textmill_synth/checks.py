@@ -80,15 +80,17 @@ _REFUSAL = re.compile(
 # An answer that speaks of "the passage" is useless to a reader who will not see one.
 _POINTS_AT_PROMPT = re.compile(
     r"\b(?:the|this|given|above|following) (?:passage|paragraph|excerpt|context|prompt)\b|\bin one sentence\b"
-    r"|\baccording to the text\b|(?:这段|本段|上述|该段|以上)(?:文字|话|段落|内容|材料)"
+    r"|\baccording to the text\b"
+    r"|\b(?:to|this|the) (?:this )?question (?:is|asks)\b|\bthe (?:answer|fact) (?:is|lies)\b"
+    r"|(?:这段|本段|上述|该段|以上)(?:文字|话|段落|内容|材料)"
     r"|(?:文中|上文|原文|本文|材料)(?:中|提到|指出|说|所)"
-    r"|用一句话",
+    r"|用一句话|(?:答案|回答)是",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\W_]+(?:['’][^\W_]+)?")
 _LOOP = re.compile(r"(\S.{0,40}?)(?:[\s,，、;；]*\1){3,}", re.DOTALL)
 _LONG_BLANK = re.compile(r"\s{8,}|\n{4,}")
-_LEAK_TOKENS = {"en": 5, "zh": 8}
+_LEAK_TOKENS = {"en": 5, "zh": 4}
 
 
 def empty(candidate: Candidate) -> Finding | None:

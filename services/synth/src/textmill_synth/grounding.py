@@ -34,6 +34,8 @@ _NOT_EN = re.compile(r"\b(?:not|never|no|none|neither|nor|without|cannot)\b|n['�
 _NOT_ZH = re.compile(
     r"不(?!仅|但|断|同|过|论|管|妨|久|禁|愧)|没有|没|无(?!论|穷|限|数|妄)|未(?!来|济|必)|非(?!常|但)|并非|勿|莫|毫无"
 )
+_NEGATED = re.compile(r"[A-Za-z'’]+(?:\s+\w+)?|[\u4e00-\u9fff]{1,3}|.")
+"""A negation and what it negates: an English word more, or Chinese characters up to three."""
 _SUFFIXES = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 
 
@@ -73,15 +75,26 @@ def ungrounded_words(candidate: Candidate) -> Finding | None:
 
 
 def added_negation(candidate: Candidate) -> Finding | None:
-    """A "not" in the answer that the sentence it comes from doesn't have."""
+    """A "not" in the answer that neither its own words in the passage have, nor the sentence it comes from."""
     pattern = _NOT_ZH if candidate.language == "zh" else _NOT_EN
-    found = pattern.search(candidate.answer)
-    if found is None:
-        return None
     start, end = closest_sentence(candidate.answer, candidate.passage)
     if pattern.search(candidate.passage[start:end]):
         return None
-    return Finding("negation", f"{found.group()!r} is in the answer and not in the sentence it comes from")
+    source = _fold(candidate.passage)
+    for found in pattern.finditer(candidate.answer):
+        if _fold(_NEGATED.match(candidate.answer, found.start())[0]) not in source:  # type: ignore[index]
+            return Finding("negation", f"{found.group()!r} is in the answer and not in the sentence it comes from")
+    return None
+
+
+def leaked_example(candidate: Candidate) -> Finding | None:
+    """A word of the prompt's own examples or instructions that neither the passage nor the question has."""
+    if candidate.language == "zh":
+        return None
+    source = {_stem(w) for w in _words(_fold(f"{candidate.passage} {candidate.question}"))}
+    own = {_stem(w) for w in content_words(candidate.instructions)} - source
+    leaked = [w for w in content_words(candidate.answer) if _stem(w) in own]
+    return Finding("prompt_leak", f"words of the prompt, and not of the passage: {leaked[:3]}") if leaked else None
 
 
 def key_missing(candidate: Candidate) -> Finding | None:
@@ -95,6 +108,7 @@ GROUNDING_CHECKS: tuple[Check, ...] = (
     ungrounded_name,
     ungrounded_words,
     added_negation,
+    leaked_example,
     key_missing,
 )
 ALL_CHECKS: tuple[Check, ...] = FORM_CHECKS + GROUNDING_CHECKS

@@ -110,7 +110,9 @@ class RetryPolicy:
 def open_session() -> aiohttp.ClientSession:
     """A session for ``ChatClient``: no total timeout (each call has its deadline), no bound on connections."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)
+    # Most servers drop an idle connection after 5 s; ours must go first, or a call meets a closed one.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0)
+    return aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=1 << 20)
 
 
 class ChatClient:

@@ -130,14 +130,17 @@ class SynthHandler:
 def _strategy(name: StrategyName, job: SynthJob, generator: Generator) -> Strategy:
     if name == "passage":
         return Extractive(job.question_sets)
-    prompts = {language: load_prompt(f"{name}.{language}") for language in LANGUAGES}
-    return (
-        Summary(generator, prompts) if name == "summary" else QuestionAnswering(generator, prompts, job.question_sets)
-    )
+    if name == "summary":
+        return Summary(generator, _load_prompts("summary"))
+    return QuestionAnswering(generator, _load_prompts("qa"), _load_prompts("qa-key"), job.question_sets)
+
+
+def _load_prompts(name: str) -> dict[Language, Prompt]:
+    return {language: load_prompt(f"{name}.{language}") for language in LANGUAGES}
 
 
 def _prompts() -> Sequence[Prompt]:
-    return [load_prompt(f"{name}.{language}") for name in ("qa", "summary") for language in LANGUAGES]
+    return [prompt for name in ("qa", "qa-key", "summary") for prompt in _load_prompts(name).values()]
 
 
 async def _until_stopped(work: Coroutine[None, None, Spending], context: JobContext) -> Spending:

@@ -84,7 +84,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = CONTEXT_TOKENS
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.config.update({**ids, "bos_token_id": tokenizer.convert_tokens_to_ids("<|im_start|>")})
-    model.generation_config = GenerationConfig(do_sample=False, **ids)
+    model.generation_config = GenerationConfig(do_sample=False, **ids)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

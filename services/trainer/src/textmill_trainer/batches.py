@@ -4,6 +4,8 @@ Records of like length share a batch, so that little is padded; a batch too larg
 of one optimizer step. Knows no model.
 """
 
+# ruff: noqa: N806, N815 (tensor names carry their axes)
+
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

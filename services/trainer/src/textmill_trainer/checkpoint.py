@@ -40,7 +40,7 @@ def save_checkpoint(
     work = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    model.save_pretrained(work)
+    model.save_pretrained(str(work))
     torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, work / _STATE_FILE)
     shutil.copyfile(metrics_file, work / METRICS_FILE)
     (work / _POSITION_FILE).write_text(json.dumps(asdict(position)))

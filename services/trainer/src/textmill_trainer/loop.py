@@ -6,10 +6,12 @@ adapter of one that wasn't, bit for bit on the CPU. Knows nothing of jobs, store
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -41,6 +43,7 @@ class LoopSettings:
     checkpoints: int
     seed: int
     max_padded_tokens: int
+    max_steps: int | None = None
 
 
 class Interrupted(Exception):
@@ -70,7 +73,7 @@ def train(
     device = parameters[0].device
     optimizer = make_optimizer(parameters, settings.learning_rate, device)
     steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
-    total_steps = settings.epochs * steps_per_epoch
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     eval_at = evenly(total_steps, settings.evaluations if eval_examples else 0)
     save_at = evenly(total_steps, settings.checkpoints)
     run_digest = digest_run(examples, eval_examples, settings)
@@ -145,10 +148,10 @@ def plain_model(model: PeftModel) -> PreTrainedModel:
 def make_optimizer(parameters: list[torch.nn.Parameter], learning_rate: float, device: torch.device) -> Optimizer:
     """AdamW without decay: the adapter starts at zero change. On CUDA its state is paged out when memory is short."""
     if device.type == "cuda":
-        from bitsandbytes.optim import PagedAdamW32bit
+        from bitsandbytes.optim.adamw import PagedAdamW32bit
 
-        paged: Optimizer = PagedAdamW32bit(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
-        return paged
+        paged = PagedAdamW32bit(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0)  # type: ignore[no-untyped-call]
+        return cast(Optimizer, paged)
     return AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
 
 
@@ -171,7 +174,7 @@ def mean_loss(
 ) -> float:
     """Mean negative log-likelihood per supervised token, in nats, with dropout off."""
     was_training = model.training
-    model.eval()
+    model.train(False)
     total = sum(
         supervised_loss_sum(model, collate(part).to(device)).item()
         for part in microbatches(examples, max_padded_tokens)

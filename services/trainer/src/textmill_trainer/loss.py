@@ -4,8 +4,11 @@ The output head is the largest matrix of a small model (49k x 576 in SmolLM2-135
 are the largest tensor of all: they are computed only where there is a loss, and chunk by chunk. Knows no optimizer.
 """
 
+# ruff: noqa: N803, N806 (tensor names carry their axes)
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -30,10 +33,10 @@ def supervised_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         if _shapes_logits(model):
             return cross_entropy(supervised_logits(model, batch), targets_N, reduction="sum")
         hidden_ND = _supervised_hidden(model, batch)
-        head = model.get_output_embeddings()
+        head = _head(model)
         if len(targets_N) <= CHUNK_POSITIONS:
             return _chunk_loss(head, hidden_ND, targets_N)
-        chunks = zip(hidden_ND.split(CHUNK_POSITIONS), targets_N.split(CHUNK_POSITIONS), strict=True)
+        chunks = zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
         losses = [checkpoint(_chunk_loss, head, h, t, use_reentrant=False) for h, t in chunks]
         return torch.stack(losses).sum()
 
@@ -41,9 +44,9 @@ def supervised_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Logits that predict the supervised tokens, (N, V) in fp32."""
     if _shapes_logits(model):
-        logits_BTV = model(input_ids=batch.token_ids_BT, use_cache=False).logits
+        logits_BTV: torch.Tensor = model(input_ids=batch.token_ids_BT, use_cache=False).logits
         return logits_BTV[:, :-1][batch.supervised_BT[:, 1:]].float()
-    logits_NV: torch.Tensor = model.get_output_embeddings()(_supervised_hidden(model, batch))
+    logits_NV: torch.Tensor = _head(model)(_supervised_hidden(model, batch))
     return logits_NV.float()
 
 
@@ -55,6 +58,10 @@ def fast_attention(batch: Batch) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    return cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
 def _supervised_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

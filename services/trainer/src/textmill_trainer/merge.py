@@ -5,14 +5,19 @@ another model (mean KL 5e-4 against 8e-6), and peft's own merge quantizes again.
 to bf16 once. Files, tensor names, tokenizer and chat template are the base's own. Knows no store.
 """
 
+# ruff: noqa: N806 (tensor names carry their axes)
+
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
+from peft.tuners.lora import Linear as LinearLora
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.bnb import Linear4bit as Linear4bitLora
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import kl_div, log_softmax
@@ -76,19 +81,16 @@ def trained_layers(model: PeftModel) -> dict[str, LoraLayer]:
 def frozen_weight(layer: LoraLayer) -> torch.Tensor:
     """The weight that the adapter was trained beside, in bf16, (out, in)."""
     base = layer.get_base_layer()
-    if isinstance(base, bnb.nn.Linear4bit):
+    if isinstance(base, Linear4bit):
         return dequantized_weight(base)
-    weight: torch.Tensor = base.weight.data
-    return weight
+    return cast(torch.Tensor, base.weight.data)
 
 
 @torch.no_grad()
-def check_merge(
-    model: PeftModel, merged: Path, examples: Sequence[Example], max_padded_tokens: int
-) -> MergeCheck:
-    """Compare the merged folder, as loaded from disk, with the live adapter at the supervised tokens of ``examples``."""
+def check_merge(model: PeftModel, merged: Path, examples: Sequence[Example], max_padded_tokens: int) -> MergeCheck:
+    """Compare the merged folder, as loaded from disk, with the live adapter at supervised tokens of ``examples``."""
     live = plain_model(model)
-    live.eval()
+    live.train(False)
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         merged, dtype=torch.bfloat16, device_map={"": live.device}
     )
@@ -96,9 +98,9 @@ def check_merge(
     for part in microbatches(examples, max_padded_tokens):
         batch = collate(part).to(live.device)
         with fast_attention(batch):
-            logits_NV, merged_logits_NV = supervised_logits(live, batch), supervised_logits(loaded, batch)
+            live_logits_NV, loaded_logits_NV = supervised_logits(live, batch), supervised_logits(loaded, batch)
         for live_NV, loaded_NV in zip(
-            logits_NV.split(CHUNK_POSITIONS), merged_logits_NV.split(CHUNK_POSITIONS), strict=True
+            torch.split(live_logits_NV, CHUNK_POSITIONS), torch.split(loaded_logits_NV, CHUNK_POSITIONS), strict=True
         ):
             kl_sum += kl_div(
                 log_softmax(loaded_NV, -1), log_softmax(live_NV, -1), reduction="sum", log_target=True
@@ -109,7 +111,9 @@ def check_merge(
 
 
 def _delta(layer: LoraLayer) -> torch.Tensor:
-    delta: torch.Tensor = layer.get_delta_weight("default")  # type: ignore[operator]
+    if not isinstance(layer, LinearLora | Linear4bitLora):
+        raise JobFailed(f"can't merge an adapter of type {type(layer).__name__}: train linear layers only")
+    delta: torch.Tensor = layer.get_delta_weight("default")
     return delta.float()
 
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from textmill.errors import JobFailed
+from textmill_trainer.base_model import default_folder, ensure_base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,16 +48,20 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Raises ``JobFailed`` if the base has no chat template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.chat_template is None:
-        raise JobFailed(f"the base model in {folder} has no chat template: use an instruct model, or add chat_template.jinja")
+        raise JobFailed(
+            f"the base model in {folder} has no chat template: use an instruct model, or add chat_template.jinja"
+        )
     return cast("PreTrainedTokenizerFast", tokenizer)
 
 
 def fetch_base(name: str) -> Path:
-    """The local folder of a base model: a folder is itself, a Hugging Face name is fetched once into its cache.
+    """The local folder of a base model. A Hugging Face name is fetched once; the default base is unpacked once.
 
     Raises:
         JobFailed: neither a folder nor a name that can be fetched.
     """
+    if Path(name) == default_folder():
+        return ensure_base_model(default_folder())
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -69,7 +74,7 @@ def fetch_base(name: str) -> Path:
 
 def load_nf4(folder: Path, device: torch.device) -> PreTrainedModel:
     """The base with its linear layers in NF4 (all but the output head), frozen, on ``device``."""
-    quantization = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -93,13 +98,13 @@ def keep_autograd(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
-def linear4bits(model: nn.Module) -> dict[str, bnb.nn.Linear4bit]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+def linear4bits(model: nn.Module) -> dict[str, Linear4bit]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
 
 
-def dequantized_weight(module: bnb.nn.Linear4bit) -> torch.Tensor:
+def dequantized_weight(module: Linear4bit) -> torch.Tensor:
     """What the layer multiplies with: its NF4 weight in bf16, (out, in)."""
-    weight: torch.Tensor = dequantize_4bit(module.weight.data, module.weight.quant_state)
+    weight: torch.Tensor = dequantize_4bit(module.weight.data, cast(Params4bit, module.weight).quant_state)
     return weight.to(torch.bfloat16)
 
 
@@ -117,8 +122,8 @@ def dequantize_in_place(model: nn.Module) -> None:
             plain.bias = nn.Parameter(module.bias.data, requires_grad=False)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
-    model.is_loaded_in_4bit = False
-    model.is_quantized = False
+    # transformers keeps these to refuse what quantized models can't do.
+    model.__dict__.update(is_loaded_in_4bit=False, is_quantized=False)
 
 
 def choose_residence(model: nn.Module, budget_bytes: int) -> Residence:

@@ -75,7 +75,8 @@ pipeline_tag: text-generation
 | tokens trained, per second | {training.tokens}, {training.tokens_per_s:.0f} |
 | time on device | {training.seconds:.0f} s on {training.device} |
 | resumed from step | {training.resumed_from_step} |
-| merged against live adapter | mean KL {merge.mean_kl:.2e} nats, top-1 {merge.top1_agreement:.2%}, {merge.tokens} tokens |
+| merged against the adapter | mean KL {merge.mean_kl:.2e} nats, top-1 agreement {merge.top1_agreement:.2%} |
+| tokens compared | {merge.tokens} |
 
 ## Lineage
 

@@ -102,6 +102,7 @@ def run(folder: WorkFolder, stop: threading.Event) -> int:
         checkpoints=job.checkpoints,
         seed=job.seed,
         max_padded_tokens=spec.max_padded_tokens,
+        max_steps=job.max_steps,
     )
 
     def report(metric: StepMetrics | EvalMetrics, total_steps: int) -> None:
@@ -114,7 +115,7 @@ def run(folder: WorkFolder, stop: threading.Event) -> int:
     except Interrupted:
         return EXIT_INTERRUPTED
     _say(folder, "merging")
-    model.save_pretrained(folder.adapter)
+    model.save_pretrained(str(folder.adapter))
     merge(model, base, folder.merged)
     _say(folder, "checking the merged model")
     checked = check_merge(model, folder.merged, (eval_examples or examples)[:_CHECKED_RECORDS], spec.max_padded_tokens)
@@ -127,7 +128,9 @@ def run(folder: WorkFolder, stop: threading.Event) -> int:
     return EXIT_DONE
 
 
-def _say(folder: WorkFolder, stage: str, done: float = 0, total: float | None = None, unit: str = "", **figures: float) -> None:
+def _say(
+    folder: WorkFolder, stage: str, done: float = 0, total: float | None = None, unit: str = "", **figures: float
+) -> None:
     folder.write(folder.progress, Progress(stage=stage, done=done, total=total, unit=unit, figures=figures))
 
 

@@ -10,24 +10,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.jobs import Output, TrainJob
-from textmill.errors import BadRequest, Cancelled, JobFailed, LeaseLost, Transient
+from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, LeaseLost, Transient
 from textmill.store import ObjectStore
 from textmill.worker import JobContext
 from textmill_trainer import watch
-from textmill_trainer.base_model import default_folder, ensure_base_model
 from textmill_trainer.metrics import parse_metrics
 from textmill_trainer.publish import make_lineage, make_manifest, model_card
 from textmill_trainer.runstore import RunStore, download, upload_folder
 from textmill_trainer.settings import TrainerSettings
 from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainResult, TrainSpec, WorkFolder
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+TRAIN_COMMAND = (sys.executable, "-m", "textmill_trainer.train")
 _LOOK_EVERY_S = 0.2
 _PUBLISH_MARGIN_S = 5.0
 """Kept of the grace period for the upload of the last checkpoint."""
@@ -36,14 +37,15 @@ _PUBLISH_MARGIN_S = 5.0
 class TrainHandler:
     """One job at a time."""
 
-    def __init__(self, settings: TrainerSettings) -> None:
+    def __init__(self, settings: TrainerSettings, command: Sequence[str] = TRAIN_COMMAND) -> None:
         self._settings = settings
+        self._command = command
 
     def __call__(self, job: TrainJob, context: JobContext) -> Output:
         """Train, merge, publish. Raises what ``textmill.worker`` says a handler may raise."""
         dataset = read_dataset(context.store, job.dataset_id)
         runs = RunStore(context.store, job.run_id, context.attempt)
-        base_model = self._base_model(job, context)
+        base_model = job.base_model or self._settings.base_model
         with self._work_folder(job, context.attempt) as folder:
             context.progress("fetching records")
             spec = TrainSpec(
@@ -58,15 +60,8 @@ class TrainHandler:
             context.raise_if_stopped()
             resumed = checkpoint.step if checkpoint else 0
             log.info("training", extra={"job_id": job.job_id, "run_id": job.run_id, "resumed_from_step": resumed})
-            Watcher(folder, runs, context, self._settings, resumed).run()
+            Watcher(folder, runs, context, self._settings, resumed).run(self._command)
             return self._publish(job, context, dataset, base_model, folder, runs)
-
-    def _base_model(self, job: TrainJob, context: JobContext) -> str:
-        name = job.base_model or self._settings.base_model
-        if Path(name) == default_folder():
-            context.progress("unpacking the base model")
-            ensure_base_model(default_folder())
-        return name
 
     @contextmanager
     def _work_folder(self, job: TrainJob, attempt: int) -> Iterator[WorkFolder]:
@@ -100,11 +95,10 @@ class TrainHandler:
         lineage = make_lineage(job, dataset, base_model, result.base_sha256)
         manifest = make_manifest(job, lineage, result, prefix, adapter_prefix, runs.metrics_key)
         (folder.merged / "README.md").write_text(model_card(job, manifest, dataset))
-        upload_folder(context.store, folder.adapter, adapter_prefix)
-        context.raise_if_stopped()
-        manifest = manifest.model_copy(update={"files": upload_folder(context.store, folder.merged, prefix)})
-        context.raise_if_stopped()
-        runs.drop_checkpoints()
+        insist(context, lambda: upload_folder(context.store, folder.adapter, adapter_prefix))
+        files = insist(context, lambda: upload_folder(context.store, folder.merged, prefix))
+        manifest = manifest.model_copy(update={"files": files})
+        insist(context, runs.drop_checkpoints)
         return Output(manifest_key=f"models/{job.model_id}/manifest.json", manifest=manifest.model_dump(mode="json"))
 
 
@@ -123,43 +117,47 @@ class Watcher:
         self._metrics_sent = b""
         self._send_at = 0.0
 
-    def run(self) -> None:
-        """Block until the process has ended well.
+    def run(self, command: Sequence[str]) -> None:
+        """Start the process and block until it has ended well.
 
         Raises:
             Cancelled, LeaseLost, Draining: asked to stop; unless the run is given up, its checkpoint is in the store.
             Transient: the process was killed by a signal.
             JobFailed: the process gave up; the message is its own.
         """
-        process = self._start()
+        process = self._start(command)
         try:
             while process.poll() is None:
-                self._look(process)
+                self._look()
                 if self._context.stopping.wait(_LOOK_EVERY_S):
                     self._let_go(process)
-            self._send_metrics()
+            insist(self._context, self._send_metrics)
             self._conclude(process.returncode)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "textmill_trainer.train", str(self._folder.root), "--parent", str(os.getpid())]
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        arguments = [*command, str(self._folder.root), "--parent", str(os.getpid())]
         with self._folder.log.open("wb") as output:
             # Its own session, so that Ctrl-C in a terminal reaches the worker alone, which stops it in order.
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def _look(self, process: subprocess.Popen[bytes]) -> None:
+    def _look(self) -> None:
         progress = self._folder.read_progress()
         if progress is not None:
             self._context.progress(progress.stage, progress.done, progress.total, progress.unit, **progress.figures)
         if time.monotonic() >= self._send_at:
             self._send_at = time.monotonic() + self._settings.upload_every_s
-            self._send_metrics()
-            self._send_checkpoint()
+            try:
+                self._send_metrics()
+                self._send_checkpoint()
+            except DependencyDown as exc:
+                # Training needs no store: it goes on, and the next look sends what is new by then.
+                log.warning("the store is down; training goes on", extra={"error": str(exc)})
 
     def _send_metrics(self) -> None:
         data = self._folder.metrics.read_bytes() if self._folder.metrics.exists() else b""
@@ -168,19 +166,26 @@ class Watcher:
         metrics = list(parse_metrics(data))
         for metric in metrics[self._metrics_seen :]:
             watch.observe(metric)
-        self._metrics_seen, self._metrics_sent = len(metrics), data
+        self._metrics_seen = len(metrics)
         self._context.store.put(self._runs.metrics_key, data)
+        self._metrics_sent = data
 
     def _send_checkpoint(self) -> None:
         """Put the newest checkpoint in the store, if it isn't there. The process drops older ones as it goes on."""
         found = sorted(self._folder.checkpoints.glob("step-*")) if self._folder.checkpoints.exists() else []
         step = int(found[-1].name.removeprefix("step-")) if found else 0
-        if step > self._saved_step:
-            # A newer one may appear and this one go while it is read; then the next look sends the newer one.
-            with suppress(FileNotFoundError):
-                self._runs.save_checkpoint(found[-1], step)
-                self._saved_step = step
-                watch.CHECKPOINTS.inc()
+        if step <= self._saved_step:
+            return
+        sending = self._folder.root / "sending"
+        shutil.rmtree(sending, ignore_errors=True)
+        try:
+            # The process drops this checkpoint once it has a newer one; links keep its files until they are sent.
+            shutil.copytree(found[-1], sending, copy_function=os.link)
+        except (FileNotFoundError, shutil.Error):
+            return
+        self._runs.save_checkpoint(sending, step)
+        self._saved_step = step
+        watch.CHECKPOINTS.inc()
 
     def _let_go(self, process: subprocess.Popen[bytes]) -> None:
         """Stop the process; unless nobody will resume it, put its last checkpoint in the store."""
@@ -203,7 +208,7 @@ class Watcher:
             return
         error = self._folder.read_error()
         if code < 0 or code == EXIT_INTERRUPTED:
-            self._send_checkpoint()
+            insist(self._context, self._send_checkpoint)
             how = f"was killed by signal {-code}" if code < 0 else "was stopped from outside"
             why = " (out of memory?)" if code == -9 else ""
             raise Transient(f"the training process {how}{why} after step {self._saved_step}")
@@ -214,6 +219,21 @@ class Watcher:
     def _last_line(self) -> str:
         lines = self._folder.log.read_text(errors="replace").strip().splitlines()
         return lines[-1][:500] if lines else "it said nothing"
+
+
+def insist(context: JobContext, action: Callable[[], T]) -> T:
+    """Do it, waiting while the store is down: minutes of training are not thrown away for its restart.
+
+    Raises:
+        Stopped: the handler has to let go.
+    """
+    while True:
+        context.raise_if_stopped()
+        try:
+            return action()
+        except DependencyDown as exc:
+            log.warning("waiting for the store", extra={"error": str(exc)})
+            context.stopping.wait(exc.retry_after_s)
 
 
 def read_dataset(store: ObjectStore, dataset_id: str) -> DatasetManifest:

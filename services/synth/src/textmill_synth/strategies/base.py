@@ -80,7 +80,7 @@ class Generator:
 
     async def ask(self, passage: Passage, prompt: Prompt, schema: Schema, **slots: str) -> Prompted:
         """Render and ask. Calls of one document lie in one shard of the ledger."""
-        messages: tuple[Message, ...] = prompt.render(passage=passage.text, **slots)
+        messages: tuple[Message, ...] = prompt.render(**slots)
         structured = schema if self.form == "json" else None
         request = ChatRequest(self.model, messages, self.temperature, self.max_tokens, structured)
         call = await self.ledger.ask(request, passage.document_sha256[:2], prompt.version)

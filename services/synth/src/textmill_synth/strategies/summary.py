@@ -29,7 +29,9 @@ class Summary:
 
     async def settle(self, passage: Passage, topic: Topic) -> Answer | Rejection:
         prompt, form = self.prompts[passage.language], self.generator.form
-        prompted = await self.generator.ask(passage, prompt, Summarised.model_json_schema(), form=form)
+        prompted = await self.generator.ask(
+            passage, prompt, Summarised.model_json_schema(), shown=passage.text, form=form
+        )
         completion = prompted.call.completion
         parsed = self._parse(completion)
         finding = parsed if isinstance(parsed, Finding) else self._check(passage, prompt, parsed, completion)

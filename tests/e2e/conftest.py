@@ -1,0 +1,38 @@
+"""One installation and one tuned model for all end-to-end tests: starting an engine takes a minute."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from installation import Installation, Tuned
+from recipes import small_recipe, write_recipe
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/e2e" in str(item.path):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(1_200))
+            item.add_marker(pytest.mark.xdist_group("e2e"))
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """All services and servers, up and ready."""
+    installed = Installation(tmp_path_factory.mktemp("home"))
+    started = installed.textmill("up", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr + started.stdout
+        yield installed
+    finally:
+        stopped = installed.textmill("down")
+        assert "stopped" in stopped.stdout
+
+
+@pytest.fixture(scope="session")
+def tuned(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    recipe = small_recipe("en", ["07-*.md", "08-*.md"])
+    return Tuned(recipe, installation.run_recipe(write_recipe(tmp_path_factory.mktemp("recipe"), recipe)))
