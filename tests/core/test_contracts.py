@@ -36,6 +36,11 @@ def test_ids_are_unique_among_threads() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_ids_of_two_processes_differ_even_in_the_same_instant() -> None:
+    chances = {new_id("job")[-15:] for _ in range(1_000)}  # what no clock decides: 60 bits
+    assert len(chances) == 1_000
+
+
 def test_an_id_is_a_uuid_of_version_7_with_its_kind() -> None:
     value = new_id("ds")
     TypeAdapter(Id).validate_python(value)

@@ -1,6 +1,6 @@
 """A small OpenAI-compatible chat server with planted faults, on a thread of its own.
 
-It answers from the passage in the prompt unless told otherwise. ``faults`` maps the number of a request (from 0) to
+It answers with the sentence in the prompt unless told otherwise. ``faults`` maps the number of a request (from 0) to
 what goes wrong with it; ``always`` is for all others.
 """
 
@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from aiohttp import web
-
-MARKERS = (("trigram", "below"), ("solid", "solid"), ("stand for", "stands for"))
-MARKERS += (("三爻卦", "下卦为"), ("阳爻", "皆|阳爻"), ("象征", "象征"))
 
 
 @dataclass(frozen=True)
@@ -145,9 +142,7 @@ def completion(said: Say) -> dict[str, object]:
 
 
 def answer_from_passage(prompt: str) -> str:
-    """The passage's sentence that the question is about, and some rambling after it."""
-    passage, _, question = re.split(r"\n\n(Question: |问题：)", prompt, maxsplit=1)
-    passage = re.sub(r"^(Text: |文字：)", "", passage)
-    marker = next(sentence for asked, sentence in MARKERS if asked in question)
-    sentences = re.findall(r"[^.。]+[.。]", passage)
-    return next(s.strip() for s in sentences if re.search(marker, s)) + " And more"
+    """The sentence that the prompt shows, and some rambling after it."""
+    shown = re.search(r'The answer is: "(.*)"|答案是：“(.*)”', prompt)
+    assert shown is not None, prompt
+    return (shown[1] or shown[2]) + " And more"

@@ -192,7 +192,16 @@ class S3Store:
     def put_stream(self, key: str, chunks: Iterable[bytes]) -> int:
         source = _IteratorReader(chunks)
         with self._wrapped():
-            self._client.put_object(self._bucket, key, source, length=-1, part_size=PART_BYTES)  # type: ignore[arg-type]
+            # One part at a time: minio's pool holds three more, tells of a failed part only at the end of the stream,
+            # and leaves its threads with their parts behind when the stream breaks off.
+            self._client.put_object(
+                self._bucket,
+                key,
+                source,  # type: ignore[arg-type]
+                length=-1,
+                part_size=PART_BYTES,
+                num_parallel_uploads=1,
+            )
         return source.size_bytes
 
     def get(self, key: str) -> bytes:

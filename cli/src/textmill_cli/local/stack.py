@@ -161,7 +161,7 @@ class Stack:
             **servers.bus_environment(ports["broker"]),
             **{f"TEXTMILL_{name.upper()}_PORT": str(ports[name]) for name in SERVICES},
             "TEXTMILL_SYNTH_LLM_URL": gateway,
-            "TEXTMILL_TRAINER_WORKDIR": str(home / "training"),
+            "TEXTMILL_TRAINER_WORK_FOLDER": str(home / "training"),
             "TEXTMILL_TRAINER_BASE_MODEL": str(base_model_folder()),
             "TEXTMILL_INFERENCE_CACHE_DIR": str(home / "models"),
             "TEXTMILL_INFERENCE_BASE_MODEL": str(base_model_folder()),

@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 
 class Encoding(Contract):
-    """How the bytes of a document were read. ``confidence`` is 1.0 where a rule decided, below that where detection did."""
+    """How the bytes of a document were read. ``confidence`` is 1.0 where a rule decided, less where detection did."""
 
     name: str
     method: Literal["bom", "utf-8", "gb18030", "detected", "declared"]

@@ -10,7 +10,7 @@ from textmill_ingest.crawl import Politeness
 
 
 class IngestSettings(ServiceSettings):
-    """``uploads_at_once`` bounds memory: each costs up to 150 MB; more uploads wait. Crawl times are in seconds.
+    """``uploads_at_once`` bounds memory: each costs about 100 MB; more uploads wait. Crawl times are in seconds.
 
     ``crawl_allow_networks`` opens networks to the crawler that it refuses otherwise, such as ``["10.0.0.0/8"]`` for
     pages inside the house.

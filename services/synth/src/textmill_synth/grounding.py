@@ -106,8 +106,8 @@ def key_missing(candidate: Candidate) -> Finding | None:
 GROUNDING_CHECKS: tuple[Check, ...] = (
     ungrounded_number,
     ungrounded_name,
-    ungrounded_words,
     added_negation,
+    ungrounded_words,
     leaked_example,
     key_missing,
 )

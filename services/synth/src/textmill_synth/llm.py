@@ -139,7 +139,7 @@ class ChatClient:
 
     async def complete(self, request: ChatRequest) -> Completion:
         body = json.dumps(request.body(), ensure_ascii=False).encode()
-        successes_before = self._successes
+        successes_at_first_fault: int | None = None
         tries = rate_limited = 0
         while True:
             async with self._admission.permit():
@@ -148,18 +148,21 @@ class ChatClient:
             if isinstance(outcome, Completion):
                 self._successes += 1
                 return outcome
+            if successes_at_first_fault is None:
+                successes_at_first_fault = self._successes
             if outcome.kind == "llm_rate_limited":
                 rate_limited += 1
             else:
                 tries += 1
-            self._give_up_or_hold(outcome, tries, rate_limited, alone=self._successes == successes_before)
+            alone = self._successes == successes_at_first_fault
+            self._give_up_or_hold(outcome, tries, rate_limited, alone)
             if outcome.retry_after_s is None:
                 await asyncio.sleep(self._retry.delay_s(tries + rate_limited))
 
     def _give_up_or_hold(self, fault: Fault, tries: int, rate_limited: int, alone: bool) -> None:
         """Raise when there is no use in another try; else make all calls wait as long as the endpoint asked.
 
-        ``alone`` says that no call at all succeeded since this one began. Faults that no prompt can cause then mean
+        ``alone`` says that no call at all succeeded since this one first failed. Faults that no prompt can cause then mean
         that the endpoint is down, while a prompt that times out or crashes the server must not stop the whole job.
         """
         if fault.kind == "llm_bad_request":

@@ -51,7 +51,13 @@ def json_summary(raw: str) -> TitledSummary | Finding:
 def text_summary(raw: str) -> TitledSummary | Finding:
     """``content`` and ``summary``, each once, each quoted, in this order, and nothing else."""
     match = _TEXT_FORM.fullmatch(raw.strip())
-    return TitledSummary(match[1].strip(), match[2].strip()) if match else Finding("format", _text_slip(raw))
+    if match is None or _repeated_label(raw):
+        return Finding("format", _text_slip(raw))
+    return TitledSummary(match[1].strip(), match[2].strip())
+
+
+def _repeated_label(raw: str) -> str | None:
+    return next((label for label in ("content", "summary") if raw.lower().count(f"{label}:") > 1), None)
 
 
 def _json_slip(error: ValidationError) -> str:
@@ -62,11 +68,11 @@ def _json_slip(error: ValidationError) -> str:
 def _text_slip(raw: str) -> str:
     """What is wrong with a response that isn't in the text form, in a few words."""
     labels = [label.lower() for label in _LABEL.findall(raw)]
+    if repeated := _repeated_label(raw):
+        return f"{repeated!r} stands there more than once"
     for wanted in ("content", "summary"):
-        if raw.lower().count(f"{wanted}:") > 1 or labels.count(wanted) > 1:
-            return f"{wanted!r} stands there more than once"
         if wanted not in labels:
-            return f"{wanted!r} is missing"
+            return f"no line starts with {wanted!r}"
     extra = [label for label in labels if label not in ("content", "summary")]
     if extra:
         return f"an extra block {extra[0]!r}"

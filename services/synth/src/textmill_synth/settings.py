@@ -19,7 +19,7 @@ class SynthSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="TEXTMILL_SYNTH_")
 
-    port: int = 8002
+    port: int = 8102
     llm_url: str = "http://127.0.0.1:8100/v1"
     llm_model: str = "smollm2-135m"
     llm_api_key: SecretStr = SecretStr("")

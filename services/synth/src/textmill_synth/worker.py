@@ -112,7 +112,10 @@ class SynthHandler:
                     TOKENS.labels("completion").inc(ledger.paid.completion_tokens)
 
     async def _form(self, ledger: Ledger, job: SynthJob, model: str) -> ResponseForm:
-        """How to ask for answers. ``auto``: JSON if the endpoint, asked once, returns the object it was asked for."""
+        """How to ask for answers. ``auto``: JSON if the endpoint, asked once, returns the object it was asked for.
+
+        Small models keep to the schema and not to the task (title and summary both the whole text): they get text.
+        """
         if self.settings.response_mode != "auto":
             return self.settings.response_mode
         if set(job.strategies) == {"passage"}:
@@ -124,7 +127,8 @@ class SynthHandler:
         except CallFailed as exc:
             log.info("no structured output", extra={"job_id": job.job_id, "fault": exc.kind})
             return "text"
-        return "json" if isinstance(json_summary(call.completion.text), TitledSummary) else "text"
+        parsed = json_summary(call.completion.text)
+        return "json" if isinstance(parsed, TitledSummary) and len(parsed.title) < len(parsed.summary) else "text"
 
 
 def _strategy(name: StrategyName, job: SynthJob, generator: Generator) -> Strategy:

@@ -22,7 +22,7 @@ class TrainerSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="TEXTMILL_TRAINER_")
 
-    port: int = 8003
+    port: int = 8103
     base_model: str = str(default_folder())
     work_folder: Path = _default_work_folder()
     dequantized_budget_mb: int = 4_096

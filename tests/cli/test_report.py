@@ -1,0 +1,88 @@
+"""The report's figures are the stored ones, and its page shows what was rejected."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from textmill.contracts.base import new_id
+from textmill.contracts.datasets import Cost, Counts, DatasetManifest
+from textmill.contracts.jobs import CorpusJob, JobView, Result
+from textmill.contracts.runs import EvalMetrics, StepMetrics
+from textmill.contracts.serving import Answer, EvaluationReport, LoadLevel, LoadtestReport, ModelScore, Percentiles
+from textmill_cli.report import Findings, as_json, write
+
+
+def findings() -> Findings:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    view = JobView(
+        job=CorpusJob(), state="succeeded", life=1, attempts=2, started_at=now,
+        result=Result(state="succeeded", attempt=2, finished_at=now.replace(second=7)),
+    )  # fmt: skip
+    counts = Counts(requested=5, accepted=3, rejected=2, rejected_by_reason={"repetition": 2})
+    dataset = DatasetManifest(
+        dataset_id=new_id("ds"), corpus_id=new_id("cor"), records={"train": 30}, counts=counts,
+        counts_by_strategy={"qa": counts}, cost=Cost(prompt_tokens=100, completion_tokens=9), calls=5, calls_reused=1,
+        records_keys={}, rejects_key="r", card_key="c", exports={}, document_ids=["doc"], prompt_versions=[], models=[],
+    )  # fmt: skip
+    times = Percentiles(samples=8, mean=2.0, p50=2.0, p90=3.0, p99=None)
+    levels = [
+        LoadLevel(
+            concurrency=n, requests=8, succeeded=7, errors={"timeout": 1}, seconds=4.0, requests_per_s=2.0,
+            output_tokens_per_s=50.0 * n, ttft_ms=times, itl_ms=times, e2e_ms=times,
+        )
+        for n in (1, 2)
+    ]  # fmt: skip
+
+    def score(model: str, correct: bool) -> ModelScore:
+        answer = Answer(record_id="rec", question="Which?", key_facts=["line 2"], expected="x", answer="<b>y</b>", correct=correct)
+        return ModelScore(model=model, questions=1, correct=int(correct), accuracy=float(correct), answers=[answer])
+
+    return Findings(
+        views=[view],
+        dataset=dataset,
+        rejects=[{"reason": "repetition", "raw_response": "again again <script>", "detail": "the same words"}],
+        steps=[
+            StepMetrics(step=n, epoch=n / 2, loss=3.0 / n, learning_rate=1e-3, gradient_norm=1.0, tokens=9, tokens_per_s=9.0, seconds=1.0)
+            for n in (1, 2)
+        ],
+        evals=[EvalMetrics(step=2, epoch=1.0, eval_loss=1.5)],
+        evaluation=EvaluationReport(
+            evaluation_id="e", dataset_id="d", before=score("base", False), after=score("tuned", True)
+        ),
+        loadtest=LoadtestReport(loadtest_id="l", target="http://127.0.0.1", model="tuned", levels=levels),
+    )
+
+
+def test_the_figures_are_the_stored_ones() -> None:
+    figures = as_json(findings(), 61.0)
+    assert figures["seconds"] == 61.0
+    assert figures["accuracy"] == {"before": 0.0, "after": 1.0, "questions": 1}
+    records = figures["records"]
+    assert isinstance(records, dict)
+    assert {k: records[k] for k in ("requested", "accepted", "rejected", "dead_lettered")} == {
+        "requested": 5, "accepted": 3, "rejected": 2, "dead_lettered": 0,
+    }  # fmt: skip
+    assert figures["stages"] == [
+        {"kind": "corpus", "job_id": findings_job(figures), "state": "succeeded", "attempts": 2, "seconds": 7.0}
+    ]
+
+
+def findings_job(figures: dict[str, object]) -> str:
+    stages = figures["stages"]
+    assert isinstance(stages, list)
+    return str(stages[0]["job_id"])
+
+
+def test_the_page_shows_plots_rejects_and_answers_and_escapes_them(tmp_path: Path) -> None:
+    page = write(findings(), tmp_path, "zhouyi", 61.0).read_text()
+    assert page.count("<svg") == 3
+    assert "again again &lt;script&gt;" in page
+    assert "&lt;b&gt;y&lt;/b&gt;" in page
+    assert "repetition 2" in page
+    assert json.loads((tmp_path / "report.json").read_text())["loadtest"]["levels"][1]["concurrency"] == 2
+
+
+def test_a_run_that_ended_early_still_has_a_page(tmp_path: Path) -> None:
+    page = write(Findings(views=findings().views), tmp_path, "short", None).read_text()
+    assert "corpus" in page
+    assert "<svg" not in page
