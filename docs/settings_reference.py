@@ -7,14 +7,14 @@ from pathlib import Path
 
 os.environ["XDG_CACHE_HOME"] = "~/.cache"  # paths on the page are the reader's, not this machine's
 
-from pydantic_settings import BaseSettings  # noqa: E402
+from pydantic_settings import BaseSettings
 
-from textmill.settings import BusSettings, ServiceSettings, StoreSettings  # noqa: E402
-from textmill_cli.settings import CliSettings  # noqa: E402
-from textmill_inference.settings import InferenceSettings  # noqa: E402
-from textmill_ingest.settings import IngestSettings  # noqa: E402
-from textmill_synth.settings import SynthSettings  # noqa: E402
-from textmill_trainer.settings import TrainerSettings  # noqa: E402
+from textmill.settings import BusSettings, ServiceSettings, StoreSettings
+from textmill_cli.settings import CliSettings
+from textmill_inference.settings import InferenceSettings
+from textmill_ingest.settings import IngestSettings
+from textmill_synth.settings import SynthSettings
+from textmill_trainer.settings import TrainerSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 SERVICES: tuple[type[ServiceSettings], ...] = (IngestSettings, SynthSettings, TrainerSettings, InferenceSettings)

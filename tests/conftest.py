@@ -1,4 +1,4 @@
-"""The stack that all tests share: real SeaweedFS and Tansu, started once a session, each test in a bucket of its own."""
+"""What all tests share: real SeaweedFS and Tansu, started once a session; each test has a bucket of its own."""
 
 import os
 import uuid

@@ -37,7 +37,9 @@ def test_ports_are_remembered_and_replaced_when_taken(tmp_path: Path) -> None:
 
 
 def test_a_child_is_stopped_and_logs_to_its_file(tmp_path: Path) -> None:
-    child = Child("c", (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"), tmp_path / "c.log")
+    child = Child(
+        "c", (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"), tmp_path / "c.log"
+    )
     child.start()
     wait_until(lambda: "up" in (tmp_path / "c.log").read_text(), 10, "the child")
     child.stop(5)

@@ -34,7 +34,9 @@ def findings() -> Findings:
     ]  # fmt: skip
 
     def score(model: str, correct: bool) -> ModelScore:
-        answer = Answer(record_id="rec", question="Which?", key_facts=["line 2"], expected="x", answer="<b>y</b>", correct=correct)
+        answer = Answer(
+            record_id="rec", question="Which?", key_facts=["line 2"], expected="x", answer="<b>y</b>", correct=correct
+        )
         return ModelScore(model=model, questions=1, correct=int(correct), accuracy=float(correct), answers=[answer])
 
     return Findings(
@@ -42,7 +44,16 @@ def findings() -> Findings:
         dataset=dataset,
         rejects=[{"reason": "repetition", "raw_response": "again again <script>", "detail": "the same words"}],
         steps=[
-            StepMetrics(step=n, epoch=n / 2, loss=3.0 / n, learning_rate=1e-3, gradient_norm=1.0, tokens=9, tokens_per_s=9.0, seconds=1.0)
+            StepMetrics(
+                step=n,
+                epoch=n / 2,
+                loss=3.0 / n,
+                learning_rate=1e-3,
+                gradient_norm=1.0,
+                tokens=9,
+                tokens_per_s=9.0,
+                seconds=1.0,
+            )
             for n in (1, 2)
         ],
         evals=[EvalMetrics(step=2, epoch=1.0, eval_loss=1.5)],

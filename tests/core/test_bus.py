@@ -1,4 +1,4 @@
-"""One contract for every job bus: the fake and Tansu through kafka-python. Then what only a real broker can do to us."""
+"""One contract for every job bus, the fake and Tansu through kafka-python; then what only a real broker can do."""
 
 import os
 import signal
@@ -78,17 +78,17 @@ def test_one_listener_hears_all_its_kinds(bus: JobBus, kind: str) -> None:
 
 
 def test_what_is_done_is_not_heard_again_and_what_is_not_is(bus: JobBus, kind: str) -> None:
+    """Both rings are for one job, and so lie side by side in one partition: the commit ends exactly between them."""
     first = bus.listen([kind], "g")
-    bus.ring(kind, "job_done")
+    bus.ring(kind, "job_1")
     take(first)
-    bus.ring(kind, "job_open")
+    bus.ring(kind, "job_1")
     deadline = time.monotonic() + 10
-    while (message := first.wait(0.2)) is None:
+    while first.wait(0.2) is None:
         assert time.monotonic() < deadline
-    assert message.value == b"job_open"
     first.close()
     second = bus.listen([kind], "g")
-    assert take(second).value == b"job_open"
+    take(second)
     assert rest(second, 0.5) == []
     second.close()
 
@@ -203,10 +203,10 @@ def answers(call: Callable[[], object]) -> bool:
 
 @pytest.mark.timeout(20)
 def test_a_broker_that_was_never_there_is_told_at_once() -> None:
-    bus = KafkaBus(f"127.0.0.1:{any_free()}")
+    bus = KafkaBus(f"127.0.0.1:{any_free()}", timeout_s=60.0)
     threads = threading.active_count()
     for call in (bus.check, lambda: bus.ring("synth", "job_1"), lambda: bus.listen(["synth"], "g")):
-        with pytest.raises(DependencyDown, match="127.0.0.1"):
+        with pytest.raises(DependencyDown, match="TEXTMILL_BUS_SERVERS"):
             call()
     assert threading.active_count() == threads
     bus.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from faulty import Clock
 
-from textmill.bus import Listener, MemoryBus, MemoryListener, Message
+from textmill.bus import MemoryBus, MemoryListener, Message
 from textmill.contracts.base import new_id
 from textmill.contracts.jobs import CorpusJob, Job, JobView, Lease, Output, SynthJob
 from textmill.errors import DependencyDown, JobFailed, LeaseLost, Stopped, Transient
@@ -51,9 +51,15 @@ def obedient(job: CorpusJob, ctx: JobContext) -> Output:
         time.sleep(0.005)
 
 
+def no_synth(job: SynthJob, ctx: JobContext) -> Output:
+    raise JobFailed("this test has no synth jobs")
+
+
 @contextmanager
-def running(jobs: Jobs, bus: MemoryBus, handler: Handler, **more: Handler) -> Iterator[Worker]:
-    worker = Worker(jobs, bus, {"corpus": handler, **more}, "g", PACE)  # type: ignore[dict-item]
+def running(
+    jobs: Jobs, bus: MemoryBus, handler: Handler, synth: Handler = no_synth, pace: Pace = PACE
+) -> Iterator[Worker]:
+    worker = Worker(jobs, bus, {"corpus": handler, "synth": synth}, "g", pace)
     thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
     try:
@@ -419,15 +425,16 @@ def test_jobs_are_done_without_a_broker(clock: Clock) -> None:
 
 
 class BrittleListener(MemoryListener):
-    """Breaks once in each of its ways, with errors that no client library should let through."""
+    """Broken for good in some ways, with errors that no client library should let through."""
 
-    def __init__(self, bus: MemoryBus, kinds: Sequence[str], faults: list[str]) -> None:
+    def __init__(self, bus: "BrittleBus", kinds: Sequence[str], broken: set[str]) -> None:
         super().__init__(bus, kinds)
-        self._faults = faults
+        self._broken = broken
+        self._tripped = bus.tripped
 
     def _break(self, way: str) -> None:
-        if way in self._faults:
-            self._faults.remove(way)
+        if way in self._broken:
+            self._tripped.add(way)
             raise AttributeError(f"{way} fell over None")
 
     def wait(self, timeout_s: float) -> Message | None:
@@ -446,13 +453,19 @@ class BrittleListener(MemoryListener):
         self._break("close")
 
 
+class BrittleBus(MemoryBus):
+    """Its first listeners are broken, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = [{"wait"}, {"keep_alive"}, {"done", "close"}]
+        self.tripped: set[str] = set()
+
+    def listen(self, kinds: Sequence[str], group: str) -> MemoryListener:
+        return BrittleListener(self, kinds, self.broken.pop(0) if self.broken else set())
+
+
 def test_a_listener_that_breaks_is_replaced_and_costs_no_attempt(jobs: Jobs) -> None:
-    faults = ["wait", "keep_alive", "done", "close"]
-
-    class BrittleBus(MemoryBus):
-        def listen(self, kinds: Sequence[str], group: str) -> Listener:  # type: ignore[override]
-            return BrittleListener(self, kinds, faults)
-
     bus = BrittleBus()
     jobs.ring = bus.ring
 
@@ -460,22 +473,23 @@ def test_a_listener_that_breaks_is_replaced_and_costs_no_attempt(jobs: Jobs) -> 
         time.sleep(0.1)  # a few heartbeats
         return make(job, ctx)
 
-    with running(jobs, bus, slow):
-        for _ in range(20):
+    deaf_but_for_rings = Pace(heartbeat_s=0.02, recover_every_s=1_000, grace_s=0.3)
+    with running(jobs, bus, slow, pace=deaf_but_for_rings):
+        until(lambda: "wait" in bus.tripped)
+        for _ in range(3):
             job = corpus_job()
             jobs.submit(job)
             done = ended(jobs, job)
             assert (done.state, done.attempts) == ("succeeded", 1)
-            if not faults:
-                break
-    assert faults == []
+    assert bus.tripped == {"wait", "keep_alive", "done", "close"}
 
 
 class FlakyStore(MemoryStore):
     """Down for as many calls as a test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
+        self.error = error or DependencyDown("no store")
         self.down_for = 0
         self.refused = 0
 
@@ -483,7 +497,7 @@ class FlakyStore(MemoryStore):
         if self.down_for > 0:
             self.down_for -= 1
             self.refused += 1
-            raise DependencyDown("no store")
+            raise self.error
 
     def create(self, key: str, data: bytes) -> bool:
         self._knock()
@@ -514,8 +528,11 @@ def test_a_result_waits_for_a_store_that_is_down(bus: MemoryBus) -> None:
     assert (done.state, done.attempts) == ("succeeded", 1)
 
 
-def test_the_loop_outlives_a_store_that_is_down(bus: MemoryBus) -> None:
-    store = FlakyStore()
+@pytest.mark.parametrize("error", [DependencyDown("no store"), ValueError("a fault of ours")])
+def test_the_loop_outlives_a_store_that_fails(
+    bus: MemoryBus, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FlakyStore(error)
     jobs = Jobs(store, ring=bus.ring)
     job = corpus_job()
     jobs.submit(job)
@@ -523,6 +540,7 @@ def test_the_loop_outlives_a_store_that_is_down(bus: MemoryBus) -> None:
     with running(jobs, bus, make):
         until(lambda: store.refused == 1)
         assert ended(jobs, job).state == "succeeded"
+    assert ("worker loop failed" in caplog.text) == isinstance(error, ValueError)
 
 
 def test_missed_heartbeats_stop_no_handler(bus: MemoryBus) -> None:

@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_settings_page_is_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "settings_reference.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "docs" / "settings_reference.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -86,7 +86,9 @@ def test_the_openai_client_chats_with_the_tuned_model(installation: Installation
 def test_the_async_client_is_answered_too(installation: Installation, tuned: Tuned) -> None:
     async def ask() -> str:
         async with openai.AsyncOpenAI(base_url=installation.gateway, api_key="none") as client:
-            answer = await client.completions.create(model="zhouyi", prompt="Hexagram 7 is", max_tokens=4, temperature=0)
+            answer = await client.completions.create(
+                model="zhouyi", prompt="Hexagram 7 is", max_tokens=4, temperature=0
+            )
         return answer.choices[0].text
 
     assert asyncio.run(ask())
@@ -135,7 +137,11 @@ def test_the_adapter_opens_with_plain_peft(installation: Installation, tuned: Tu
 def test_the_chinese_half_goes_the_whole_way(installation: Installation, tmp_path: Path) -> None:
     """All sixty-four in Chinese, copied from the text; trained for a few steps, which is enough to walk every part."""
     recipe = small_recipe(
-        "zh", ["*.md"], synthesis={"strategies": ["passage"]}, training={"max_steps": 6, "epochs": 1}, evaluation={"max_questions": 6}
+        "zh",
+        ["*.md"],
+        synthesis={"strategies": ["passage"]},
+        training={"max_steps": 6, "epochs": 1},
+        evaluation={"max_questions": 6},
     )
     del recipe["loadtest"]
     recipe["name"] = "zhouyi-zh"

@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from installation import Installation  # noqa: E402
 
-CHILDREN = {"training": ("trainer", "textmill_trainer.train"), "engine": ("inference", "api_server"), "engine-core": ("inference", "EngineCore")}
+CHILDREN = {
+    "training": ("trainer", "textmill_trainer.train"),
+    "engine": ("inference", "api_server"),
+    "engine-core": ("inference", "EngineCore"),
+}
 """Victims that a service starts: whose child it is, and what its command line or name holds."""
 
 

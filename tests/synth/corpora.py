@@ -103,4 +103,5 @@ def settings(url: str, **changes: Any) -> SynthSettings:
 def zhouyi_job(store: MemoryStore, count: int = 3, language: Language = "en", **changes: Any) -> SynthJob:
     """Three questions on each of the first hexagrams."""
     corpus_id = put_corpus(store, zhouyi_texts(language, count), language)
-    return SynthJob(corpus_id=corpus_id, question_sets=(zhouyi_questions(language),), **changes)
+    settled = {"context": "sentence", **changes}
+    return SynthJob(corpus_id=corpus_id, question_sets=(zhouyi_questions(language),), **settled)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 import pytest
 from corpora import put_corpus, settings, zhouyi_questions, zhouyi_texts
-from fault_llm import FaultLlm, Say
 from fastapi.testclient import TestClient
+from fault_llm import FaultLlm, Say
 
 from textmill.contracts.base import new_id
 from textmill.contracts.jobs import SynthJob

@@ -20,9 +20,9 @@ def record(number: int = 0, system: bool = False, turns: int = 1, answer: str = 
     for turn in range(turns):
         messages += [Message(role="user", content=f"问 {number}.{turn}?"), Message(role="assistant", content=answer)]
     return Record(
-        record_id=f"rec_{number:032x}", split="train", strategy="qa", language="zh", messages=messages, key_facts=["对"],
-        question_id="q", way="ask-1", document_id="doc_1", document_sha256="00", passage_id="pas_1", evidence="对",
-        evidence_span=SPAN,
+        record_id=f"rec_{number:032x}", split="train", strategy="qa", language="zh", messages=messages,
+        key_facts=["对"], question_id="q", way="ask-1", document_id="doc_1", document_sha256="00", passage_id="pas_1",
+        evidence="对", evidence_span=SPAN,
     )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def test_jsonl_formats() -> None:
     row = record(system=True, turns=2)
     alpaca = json.loads(TEXT_FORMATS["alpaca"].line(row))
     assert alpaca == {
-        "instruction": "问 0.1?", "input": "", "output": "是，“对”。", "system": "S", "history": [["问 0.0?", "是，“对”。"]],
+        "instruction": "问 0.1?", "input": "", "output": "是，“对”。", "system": "S",
+        "history": [["问 0.0?", "是，“对”。"]],
     }  # fmt: skip
     sharegpt = json.loads(TEXT_FORMATS["sharegpt"].line(row))
     assert [turn["from"] for turn in sharegpt["conversations"]] == ["system", "human", "gpt", "human", "gpt"]

@@ -203,7 +203,7 @@ def _runs(values: list[str]) -> Iterator[int]:
 def test_evidence_spans_lead_back_to_the_bytes(llm: FaultLlm, store: MemoryStore, language: str, encoding: str) -> None:
     text = "\n\n".join(t.strip() for t in zhouyi_texts(language, 3).values())  # type: ignore[arg-type]
     corpus_id = put_corpus(store, {"all.md": text}, language, encoding)  # type: ignore[arg-type]
-    job = SynthJob(corpus_id=corpus_id, question_sets=(zhouyi_questions(language),))  # type: ignore[arg-type]
+    job = SynthJob(corpus_id=corpus_id, question_sets=(zhouyi_questions(language),), context="sentence")  # type: ignore[arg-type]
     found = records(store, run(job, store, llm))
     assert len({r.evidence for r in found}) == 9
     for record in found:
@@ -302,3 +302,13 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     found = SynthSettings()
     assert found.concurrency == 7
     assert "s3cret" not in repr(found)
+
+
+def test_without_a_question_set_the_heading_is_asked_about(llm: FaultLlm, store: MemoryStore) -> None:
+    llm.answer = lambda prompt: "Shi stands for discipline under a trusted leader. It also does more."
+    corpus_id = put_corpus(store, {"Shi": zhouyi_texts("en", 7)["07-shi.md"]}, heading=True)
+    manifest = run(SynthJob(corpus_id=corpus_id), store, llm)
+    found = records(store, manifest)
+    assert {r.answer for r in found} == {"Shi stands for discipline under a trusted leader."}
+    assert {r.evidence for r in found} == {"It stands for discipline under a trusted leader."}
+    assert "Groundwater lies unseen" in str(llm.requests[0]["messages"]), "the whole passage is shown"

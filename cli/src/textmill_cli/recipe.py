@@ -144,7 +144,9 @@ def _validate(model: type[BaseModel], path: Path, located: _Located) -> Any:
         errors = exc.errors()
         inner = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
         # A list whose only item is wrong is also reported as too short: only the innermost word helps.
-        lines = [_explain(model, path, located, error) for error in errors if error["loc"] not in inner or not error["loc"]]
+        lines = [
+            _explain(model, path, located, error) for error in errors if error["loc"] not in inner or not error["loc"]
+        ]
         raise BadRequest("\n".join(lines)) from exc
 
 

@@ -161,11 +161,14 @@ class Stack:
             **servers.bus_environment(ports["broker"]),
             **{f"TEXTMILL_{name.upper()}_PORT": str(ports[name]) for name in SERVICES},
             "TEXTMILL_SYNTH_LLM_URL": gateway,
+            "TEXTMILL_SYNTH_RESPONSE_MODE": "text",  # the small model loops under a JSON schema
             "TEXTMILL_TRAINER_WORK_FOLDER": str(home / "training"),
             "TEXTMILL_TRAINER_BASE_MODEL": str(base_model_folder()),
             "TEXTMILL_INFERENCE_CACHE_DIR": str(home / "models"),
             "TEXTMILL_INFERENCE_BASE_MODEL": str(base_model_folder()),
             "TEXTMILL_INFERENCE_GATEWAY_URL": gateway,
             "HF_HUB_OFFLINE": "1",
+            # Engines and trainer share the cores: threads that spin while they wait starve each other twentyfold.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }

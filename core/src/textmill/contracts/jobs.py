@@ -84,7 +84,8 @@ class SynthOptions(Contract):
     """How a corpus becomes a dataset.
 
     Without ``question_sets`` the built-in ways of asking are used, about each passage's subject. ``model`` and
-    ``llm_url`` default to the synth service's settings; keys never travel in a job.
+    ``llm_url`` default to the synth service's settings; keys never travel in a job. ``context`` is what the LLM is
+    shown with a question whose key is known: the whole passage, or, for small models, the key's sentence alone.
     """
 
     strategies: tuple[Strategy, ...] = Field(default=("qa",), min_length=1)
@@ -93,6 +94,7 @@ class SynthOptions(Contract):
     llm_url: str | None = None
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_answer_tokens: int = Field(default=96, ge=8, le=8_192)
+    context: Literal["passage", "sentence"] = "passage"
     extractive_fallback: bool = True
     eval_fraction: float = Field(default=0.0, ge=0, lt=1)
     system_prompt: str | None = None

@@ -162,8 +162,8 @@ class ChatClient:
     def _give_up_or_hold(self, fault: Fault, tries: int, rate_limited: int, alone: bool) -> None:
         """Raise when there is no use in another try; else make all calls wait as long as the endpoint asked.
 
-        ``alone`` says that no call at all succeeded since this one first failed. Faults that no prompt can cause then mean
-        that the endpoint is down, while a prompt that times out or crashes the server must not stop the whole job.
+        ``alone`` says that no call at all succeeded since this one first failed. Faults that no prompt can cause then
+        mean that the endpoint is down, while a prompt that times out or gets a 500 must not stop the whole job.
         """
         if fault.kind == "llm_bad_request":
             raise CallFailed(fault.kind, fault.message)

@@ -20,6 +20,7 @@ from textmill.errors import BadRequest
 from textmill_synth.checks import Finding
 
 _SLOT = re.compile(r"{(\w+)}")
+_NO_WORD = re.compile(r"[^\w{}]+|_+")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def validate_question_sets(question_sets: Sequence[QuestionSet]) -> None:
 def normal_form(question: str) -> str:
     """Equal for questions that differ in case, spacing, punctuation or width alone."""
     folded = unicodedata.normalize("NFKC", question).casefold()
-    return "".join(c for c in folded if c.isalnum() or c in "{}")
+    return _NO_WORD.sub("", folded)
 
 
 def _owner_topic(passage: Passage, question: Question, slots: dict[str, str]) -> Topic:

@@ -136,7 +136,7 @@ def _strategy(name: StrategyName, job: SynthJob, generator: Generator) -> Strate
         return Extractive(job.question_sets)
     if name == "summary":
         return Summary(generator, _load_prompts("summary"))
-    return QuestionAnswering(generator, _load_prompts("qa"), _load_prompts("qa-key"), job.question_sets)
+    return QuestionAnswering(generator, _load_prompts("qa"), _load_prompts("qa-key"), job.question_sets, job.context)
 
 
 def _load_prompts(name: str) -> dict[Language, Prompt]:
