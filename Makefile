@@ -34,7 +34,6 @@ lint: setup  ## ruff, strict types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES:%=%/src)
-	$(BIN)/mypy tests
 	$(BIN)/lint-imports
 
 format: setup  ## put the code into its form

@@ -16,6 +16,8 @@ from textmill_cli.local.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests run side by side on few cores: torch's threads must not spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +32,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until(lambda: _reachable(lambda: open_store(url, "probe-bucket").ensure_bucket()), 60, "SeaweedFS")
         yield url
     finally:
-        server.stop(10)
+        server.kill()  # it would take ten seconds over its farewell, and nothing here is kept
 
 
 @pytest.fixture(scope="session")

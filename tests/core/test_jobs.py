@@ -108,7 +108,7 @@ def test_success_writes_the_manifest_and_starts_the_next_job(jobs: Jobs) -> None
     jobs.succeed(claim(jobs, job), output(job))
     view = jobs.view("synth", job.job_id)
     assert (view.state, view.next_job_id) == ("succeeded", middle.job_id)
-    assert [j for j in jobs.recover("synth")] == [middle.job_id]
+    assert list(jobs.recover("synth")) == [middle.job_id]
     follower = jobs.view("synth", middle.job_id).job
     assert [j.job_id for j in follower.then] == [last.job_id]
     with pytest.raises(NotFound):

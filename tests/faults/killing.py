@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from installation import ROOT, Installation
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
-from installation import Installation  # noqa: E402
 
 CHILDREN = {
     "training": ("trainer", "textmill_trainer.train"),

@@ -1,13 +1,11 @@
 """Every kind of process is killed once during one run of the demo, and the run ends well."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "e2e")]
 from killing import Kill, play
+from recipes import small_recipe, write_recipe
 
 KILLS = (
     Kill("synth", "synth", 1.0),
@@ -26,8 +24,6 @@ KILLS = (
 @pytest.mark.timeout(1_200)
 @pytest.mark.xdist_group("e2e")
 def test_a_run_survives_the_loss_of_every_process_in_turn(tmp_path: Path) -> None:
-    from recipes import small_recipe, write_recipe
-
     recipe = write_recipe(tmp_path / "recipe", small_recipe("en", ["07-*.md", "08-*.md"], training={"epochs": 6}))
     played = play(tmp_path / "home", recipe, tmp_path / "report", KILLS)
     print(played.output)

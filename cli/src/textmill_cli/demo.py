@@ -41,7 +41,8 @@ def play(
             local.wait_ready(settings, _READY_S, lambda found: status.update(_starting(found)))
         console.print(f"everything is up after {time.monotonic() - began:.0f} s")
         view = submit(client, recipe)
-        console.print(f"submitted; to watch it elsewhere: textmill follow {view.job.job_id}", highlight=False, soft_wrap=True)
+        elsewhere = f"textmill follow {view.job.job_id}"
+        console.print(f"submitted; to watch it elsewhere: {elsewhere}", highlight=False, soft_wrap=True)
         followed = follow(client, view.job.job_id, console, lambda: _revive(settings, console))
         found = report.gather(client, followed.views[0].job.job_id)
         seconds = round(time.monotonic() - began, 1)

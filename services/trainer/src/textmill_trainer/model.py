@@ -123,7 +123,7 @@ def dequantize_in_place(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
     # transformers keeps these to refuse what quantized models can't do.
-    model.__dict__.update(is_loaded_in_4bit=False, is_quantized=False)
+    model.__dict__.update(is_loaded_in_4bit=False, is_quantized=False, quantization_method=None)
 
 
 def choose_residence(model: nn.Module, budget_bytes: int) -> Residence:

@@ -29,6 +29,9 @@ from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainResult
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TRAIN_COMMAND = (sys.executable, "-m", "textmill_trainer.train")
+_STEADY = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+"""OpenMP threads that spin while they wait starve each other on a shared CPU: 9 s a step instead of 2.3 on two busy
+cores. The environment's own values win."""
 _LOOK_EVERY_S = 0.2
 _PUBLISH_MARGIN_S = 5.0
 """Kept of the grace period for the upload of the last checkpoint."""
@@ -143,7 +146,12 @@ class Watcher:
         with self._folder.log.open("wb") as output:
             # Its own session, so that Ctrl-C in a terminal reaches the worker alone, which stops it in order.
             return subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                arguments,
+                env={**_STEADY, **os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def _look(self) -> None:
