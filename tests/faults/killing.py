@@ -13,6 +13,10 @@ from pathlib import Path
 import psutil
 from installation import ROOT, Installation
 
+from textmill.contracts.jobs import JOB_KINDS
+from textmill.errors import TextmillError
+from textmill_cli.client import Client
+from textmill_cli.settings import SERVICE_OF_KIND
 
 CHILDREN = {
     "training": ("trainer", "textmill_trainer.train"),
@@ -53,10 +57,11 @@ def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_
         )  # fmt: skip
     killed: dict[str, int] = {}
     waiting = list(kills)
+    client = Client(installed.settings)
     seen_at: dict[str, float] = {}
     try:
         while demo.poll() is None and time.monotonic() - began < timeout_s:
-            stage = running_stage(installed)
+            stage = running_stage(client)
             seen_at.setdefault(stage, time.monotonic())
             for kill in list(waiting):
                 if kill.stage == stage and time.monotonic() - seen_at[stage] >= kill.after_s:
@@ -73,13 +78,16 @@ def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_
     return Played(exit_code, log.read_text(errors="replace"), killed, time.monotonic() - began)
 
 
-def running_stage(installed: Installation) -> str:
-    """The kind of the job that has a live attempt, from the store itself, so that no service need answer."""
-    done = installed.textmill("status", "--json", timeout_s=60)
-    if done.returncode != 0:
-        return ""
-    running = [job for job in json.loads(done.stdout)["jobs"] if job["state"] == "running"]
-    return running[-1]["job"]["kind"] if running else ""
+def running_stage(client: Client) -> str:
+    """The kind of the job that has a live attempt, as far as the services answer."""
+    for kind in reversed(JOB_KINDS):
+        try:
+            page = client.get(SERVICE_OF_KIND[kind], f"/v1/jobs?kind={kind}")
+        except TextmillError:
+            continue
+        if any(view["state"] == "running" for view in page["items"]):
+            return kind
+    return ""
 
 
 def find(installed: Installation, victim: str) -> int | None:

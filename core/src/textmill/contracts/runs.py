@@ -69,7 +69,10 @@ class Lineage(Contract):
 
 
 class ModelManifest(StoredContract):
-    """A published model: merged safetensors with tokenizer and chat template under ``prefix``. Written last."""
+    """A published model: merged safetensors with tokenizer and chat template under ``prefix``. Written last.
+
+    ``files`` maps the name of each file under ``prefix`` to its SHA-256 in hex, for those who fetch it to check.
+    """
 
     model_id: str
     name: str

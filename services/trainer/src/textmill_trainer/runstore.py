@@ -6,8 +6,9 @@ what attempts up to its own have left, so a worker that was frozen and wakes lat
 nothing of torch or of the training process.
 """
 
+import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -65,10 +66,6 @@ class RunStore:
                 shutil.rmtree(target, ignore_errors=True)
         return None
 
-    def drop_checkpoints(self) -> None:
-        """The run is done: nothing will resume it."""
-        self._sweep(self._checkpoints)
-
     def _attempt_prefix(self, attempt: int) -> str:
         return f"{self._checkpoints}attempt-{attempt}/"
 
@@ -90,11 +87,19 @@ class RunStore:
 
 
 def upload_folder(store: ObjectStore, folder: Path, prefix: str) -> dict[str, str]:
-    """Stream all files of a flat folder below ``prefix``. Returns file name to key."""
-    files = {path.name: prefix + path.name for path in sorted(folder.iterdir()) if path.is_file()}
-    for name, key in files.items():
-        store.put_stream(key, _chunks(folder / name))
-    return files
+    """Stream all files of a flat folder below ``prefix``. Returns each file's SHA-256 in hex by its name."""
+    digests: dict[str, str] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest = hashlib.sha256()
+        store.put_stream(prefix + path.name, _hashed(_chunks(path), digest))
+        digests[path.name] = digest.hexdigest()
+    return digests
+
+
+def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
 
 
 def download(store: ObjectStore, key: str, path: Path) -> None:

@@ -101,7 +101,6 @@ class TrainHandler:
         insist(context, lambda: upload_folder(context.store, folder.adapter, adapter_prefix))
         files = insist(context, lambda: upload_folder(context.store, folder.merged, prefix))
         manifest = manifest.model_copy(update={"files": files})
-        insist(context, runs.drop_checkpoints)
         return Output(manifest_key=f"models/{job.model_id}/manifest.json", manifest=manifest.model_dump(mode="json"))
 
 
