@@ -110,6 +110,7 @@ class Bars:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}"),
             console=console,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._console = console

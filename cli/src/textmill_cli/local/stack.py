@@ -168,7 +168,5 @@ class Stack:
             "TEXTMILL_INFERENCE_BASE_MODEL": str(base_model_folder()),
             "TEXTMILL_INFERENCE_GATEWAY_URL": gateway,
             "HF_HUB_OFFLINE": "1",
-            # Engines and trainer share the cores: threads that spin while they wait starve each other twentyfold.
-            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }
