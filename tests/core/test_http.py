@@ -173,7 +173,7 @@ def test_every_own_error_has_a_code_and_a_status() -> None:
     def below(error: type[TextmillError]) -> list[type[TextmillError]]:
         return [error, *(e for sub in error.__subclasses__() for e in below(sub))]
 
-    for error in below(TextmillError):
+    for error in (e for e in below(TextmillError) if e.__module__ == "textmill.errors"):
         assert error("x").code.islower()
         assert 400 <= error.status <= 599
 

@@ -11,14 +11,6 @@ from installation import Installation, Tuned
 from recipes import small_recipe, write_recipe
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/e2e" in str(item.path):
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(1_200))
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """All services and servers, up and ready."""
