@@ -24,8 +24,10 @@ $(VENV)/.ready: requirements/local.txt $(PACKAGES:%=%/pyproject.toml)
 demo: setup  ## the main job from nothing to a report, then everything is shut down
 	$(BIN)/textmill demo
 
+# Side by side what shares nothing; then, alone on the machine, what runs a whole installation.
 test: setup  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/e2e --ignore=tests/faults
+	$(BIN)/python -m pytest tests/e2e tests/faults
 
 test-fast: setup  ## the tests that need no model
 	$(BIN)/python -m pytest -m "not slow and not containers"

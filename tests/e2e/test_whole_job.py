@@ -11,7 +11,7 @@ from recipes import small_recipe, write_recipe
 
 from textmill.contracts.jobs import JobView
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 STAGES = ["corpus", "synth", "train", "deploy", "evaluate", "loadtest"]
 
 
