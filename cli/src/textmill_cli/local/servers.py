@@ -53,7 +53,8 @@ def object_store(folder: Path, s3_port: int, log_file: Path) -> Child:
     flags: dict[str, str | int] = {
         "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "dir": str(data), "s3": "true", "s3.config": str(keys),
         "s3.port.lance": 0, "s3.port.iceberg": 0, "master.telemetry": "false", "master.volumeSizeLimitMB": 1024,
-        "volume.max": 0, "volume.preStopSeconds": 0,
+        # Each bucket takes some seven volumes; left to itself the server stops at free disk over volume size.
+        "volume.max": 2000, "volume.preStopSeconds": 0,
     }  # fmt: skip
     flags |= remembered(folder / "ports.json", dict.fromkeys(STORE_PORTS[1:], 0)) | {"s3.port": s3_port}
     command = [weed_binary(), "server", *(f"-{name}={value}" for name, value in flags.items())]
