@@ -60,7 +60,7 @@ def test_the_report_says_what_the_services_stored(installation: Installation, tu
     assert [level["concurrency"] for level in report["loadtest"]["levels"]] == [1, 4]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 3
-    assert "Which" in page
+    assert evaluation["after"]["answers"][0]["key_facts"][0] in page
 
 
 def test_the_base_model_does_not_know_and_training_lowers_the_loss(tuned: Tuned) -> None:
