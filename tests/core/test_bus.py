@@ -134,6 +134,15 @@ def test_many_threads_may_ring(bus: JobBus, kind: str) -> None:
     listener.close()
 
 
+@pytest.mark.slow
+def test_a_ring_leaves_nothing_running(kafka_servers: str, kind: str) -> None:
+    """A producer that is kept spins for ever once a topic that it had used is gone."""
+    bus = KafkaBus(kafka_servers, SESSION_S)
+    threads = threading.active_count()
+    bus.ring(kind, "job_1")
+    assert threading.active_count() == threads
+
+
 def test_the_fake_keeps_dead_letters_with_their_reason() -> None:
     bus = MemoryBus()
     bus.bury("synth", b"\xff", "no job id")
