@@ -272,5 +272,8 @@ def test_bus_and_listener_come_back_by_themselves_after_a_broker_was_killed(own_
             return False
 
     wait_until(rings_and_is_heard, 60, "the old listener's first message after the restart")
+    consumer = listener._consumer
+    there = consumer.partitions_for_topic("textmill.synth.jobs")
+    assert {p.partition for p in consumer.assignment()} <= there, "it spins over partitions that are gone"
     listener.close()
     bus.close()

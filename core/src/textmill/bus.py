@@ -164,18 +164,7 @@ class KafkaBus:
 
     def listen(self, kinds: Sequence[str], group: str) -> "KafkaListener":
         with _KafkaErrors(self._servers):
-            self._ensure_topics([t for kind in kinds for t in (jobs_topic(kind), dead_topic(kind))])
-            consumer = self._connect(
-                KafkaConsumer,
-                group_id=group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                session_timeout_ms=int(self._session_timeout_s * 1000),
-                heartbeat_interval_ms=int(self._session_timeout_s * 250),
-                request_timeout_ms=int((self._session_timeout_s + self._timeout_s) * 1000),
-            )
-            consumer.subscribe([jobs_topic(kind) for kind in kinds])
-        return KafkaListener(consumer, self._servers, self._timeout_s)
+            return KafkaListener(lambda: self._join(kinds, group), self._servers, self._timeout_s)
 
     def check(self) -> None:
         with _KafkaErrors(self._servers):
@@ -187,6 +176,20 @@ class KafkaBus:
 
     def close(self) -> None:
         """Nothing stays open between calls; listeners are closed by those who have them."""
+
+    def _join(self, kinds: Sequence[str], group: str) -> KafkaConsumer:
+        self._ensure_topics([t for kind in kinds for t in (jobs_topic(kind), dead_topic(kind))])
+        consumer = self._connect(
+            KafkaConsumer,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=int(self._session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._session_timeout_s * 250),
+            request_timeout_ms=int((self._session_timeout_s + self._timeout_s) * 1000),
+        )
+        consumer.subscribe([jobs_topic(kind) for kind in kinds])
+        return consumer
 
     def _send(self, topic: str, value: bytes, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
         """With a producer of its own, at some 12 ms: rings are few.
@@ -276,8 +279,9 @@ class KafkaBus:
 
 
 class KafkaListener:
-    def __init__(self, consumer: KafkaConsumer, servers: str, timeout_s: float) -> None:
-        self._consumer = consumer
+    def __init__(self, join: Callable[[], KafkaConsumer], servers: str, timeout_s: float) -> None:
+        self._join = join
+        self._consumer = join()
         self._servers = servers
         self._timeout_ms = int(timeout_s * 1000)
         self._held: deque[Message] = deque()
@@ -318,10 +322,18 @@ class KafkaListener:
             self._held.extend(Message(kind, r.value or b"", token=(partition, r.offset)) for r in records)
 
     def _knock(self) -> None:
-        """``poll`` is silent about a broker that is gone, however long it stays away."""
-        if time.monotonic() >= self._knock_at:
-            self._knock_at = time.monotonic() + 2.0
-            knock(self._servers)
+        """``poll`` is silent about a broker that is gone, however long it stays away.
+
+        For partitions that were lost with a broker's memory it asks again and again, without a pause, at half a core.
+        """
+        if time.monotonic() < self._knock_at:
+            return
+        self._knock_at = time.monotonic() + 2.0
+        knock(self._servers)
+        known = {topic: self._consumer.partitions_for_topic(topic) or set() for topic in self._consumer.subscription()}
+        if any(partition not in known[topic] for topic, partition in self._consumer.assignment()):
+            self.close()
+            self._consumer = self._join()
 
 
 def knock(servers: str, timeout_s: float = 2.0) -> None:
