@@ -59,7 +59,7 @@ def test_a_wrong_key_is_named_with_line_and_nearest(folder: Path) -> None:
 def test_a_wrong_value_is_named_with_what_is_allowed(folder: Path) -> None:
     message = mistakes(folder, GOOD.replace("[qa]", "[qa, sumary]"))
     assert "recipe.yaml:5: synthesis.strategies.1: 'sumary' is not allowed — did you mean 'summary'?" in message
-    assert "allowed: qa, summary, passage" in message
+    assert "allowed: qa, pairs, bridge, summary, styles" in message
 
 
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
@@ -112,3 +112,25 @@ def test_the_chain_carries_its_ids_from_stage_to_stage(folder: Path) -> None:
 def test_a_recipe_may_end_early(folder: Path) -> None:
     first = chain_of(load(write(folder, "name: x\nsources:\n  files: ['*.md']\n")), [new_id("doc")])
     assert first.then == ()
+
+
+NESTED = [
+    ("asking:\n    quotas: {typoo: 2}", "recipe.yaml:7: synthesis.asking.quotas.typoo: 'typoo' is not allowed"),
+    ("budget:\n    max_cals: 3", "recipe.yaml:7: synthesis.budget.max_cals: unknown key — did you mean 'max_calls'?"),
+    ("budget: {max_cost: 3}", "recipe.yaml:6: synthesis.budget: 'max_cost' needs 'prices'"),
+    ("judge: {modell: x}", "recipe.yaml:6: synthesis.judge.modell: unknown key — did you mean 'model'?"),
+    ("evolutions: [deepr]", "recipe.yaml:6: synthesis.evolutions.0: 'deepr' is not allowed — did you mean 'deeper'?"),
+    ("tools: [{name: f, description: d}]", "recipe.yaml:6: synthesis.tools.0.parameters: missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "message"), NESTED)
+def test_a_mistake_deep_in_synthesis_is_named_with_its_line(folder: Path, section: str, message: str) -> None:
+    assert message in mistakes(folder, GOOD.replace("[qa]", f"[qa]\n  {section}"))
+
+
+def test_a_tools_schema_may_be_written_in_yaml(folder: Path) -> None:
+    tool = "tools: [{name: f, description: d, parameters: {type: object}}]"
+    synthesis = load(write(folder, GOOD.replace("[qa]", f"[qa]\n  {tool}"))).synthesis
+    assert synthesis is not None
+    assert synthesis.tools[0].parameters == '{"type": "object"}'

@@ -1,11 +1,12 @@
 """The report's figures are the stored ones, and its page shows what was rejected."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 from textmill.contracts.base import new_id
-from textmill.contracts.datasets import Cost, Counts, DatasetManifest
+from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManifest, RungYield
 from textmill.contracts.jobs import CorpusJob, JobView, Result
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.contracts.serving import Answer, EvaluationReport, LoadLevel, LoadtestReport, ModelScore, Percentiles
@@ -23,6 +24,14 @@ def findings() -> Findings:
         dataset_id=new_id("ds"), corpus_id=new_id("cor"), records={"train": 30}, counts=counts,
         counts_by_strategy={"qa": counts}, cost=Cost(prompt_tokens=100, completion_tokens=9), calls=5, calls_reused=1,
         records_keys={}, rejects_key="r", card_key="c", exports={}, document_ids=["doc"], prompt_versions=[], models=[],
+        rungs={
+            "as_asked": RungYield(tried=5, gained=3, accepted=2),
+            "asked_again": RungYield(tried=2, gained=1, accepted=1),
+        },
+        rows_made=33, dropped_by_rule={"near_duplicate": 3}, hedged_calls=1,
+        budget_spent=BudgetSpent(
+            calls=5, prompt_tokens=90, completion_tokens=9, cost=0.25, refused=7, ended_by="max_cost"
+        ),
     )  # fmt: skip
     times = Percentiles(samples=8, mean=2.0, p50=2.0, p90=3.0, p99=None)
     levels = [
@@ -91,6 +100,29 @@ def test_the_page_shows_plots_rejects_and_answers_and_escapes_them(tmp_path: Pat
     assert "&lt;b&gt;y&lt;/b&gt;" in page
     assert "repetition 2" in page
     assert json.loads((tmp_path / "report.json").read_text())["loadtest"]["levels"][1]["concurrency"] == 2
+
+
+def test_the_page_balances_what_was_asked_for_row_by_row(tmp_path: Path) -> None:
+    page = " ".join(write(findings(), tmp_path, "zhouyi", 61.0).read_text().split())
+    cells = re.findall(r"<td>(qa|all)</td>((?:<td[^>]*>[^<]*</td>\s*)+)", page)
+    assert [name for name, _ in cells] == ["qa", "all"]
+    for _, row in cells:
+        assert re.findall(r">([^<]*)</td>", row)[:8] == ["5", "=", "3", "+", "2", "+", "0", "60 %"]
+    assert '<td>asked again</td><td class="n">2</td><td class="n">1</td><td class="n">50 %</td>' in page
+    assert "33 rows were made of 3 answers" in page
+    assert "near duplicate 3." in page
+    assert "<code>max_cost</code> ended it: 7 calls were not made" in page
+    assert "0.25 in the money of the prices" in page
+
+
+def test_the_figures_have_rungs_drops_and_the_budget() -> None:
+    figures = as_json(findings(), None)
+    records, llm = figures["records"], figures["llm"]
+    assert isinstance(records, dict)
+    assert isinstance(llm, dict)
+    assert (records["rows_made"], records["rows_dropped"]) == (33, {"near_duplicate": 3})
+    assert records["rungs"]["asked_again"] == {"tried": 2, "gained": 1, "accepted": 1}  # type: ignore[index, call-overload]
+    assert llm["budget_spent"]["ended_by"] == "max_cost"  # type: ignore[index, call-overload]
 
 
 def test_a_run_that_ended_early_still_has_a_page(tmp_path: Path) -> None:

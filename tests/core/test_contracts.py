@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from textmill.contracts import datasets, documents, jobs, runs, serving
-from textmill.contracts.base import Contract, content_id, new_id
+from textmill.contracts.base import Contract, Id, content_id, new_id
 from textmill.contracts.datasets import Counts
-from textmill.contracts.jobs import CorpusJob, DeployJob, EvaluateJob, Id, Job, LoadtestJob, SynthJob, TrainJob
+from textmill.contracts.jobs import CorpusJob, DeployJob, EvaluateJob, Job, LoadtestJob, SynthJob, TrainJob
 from textmill.jobs import parse_job
 
 

@@ -329,11 +329,21 @@ def test_jobs_are_listed_in_pages_that_end(client: TestClient, jobs: Jobs) -> No
     assert (listed, pages) == (ids, 2)
 
 
+def test_one_job_that_cannot_be_read_is_named_and_hides_no_other(
+    client: TestClient, jobs: Jobs, store: MemoryStore
+) -> None:
+    ids = [jobs.submit(CorpusJob(document_ids=(new_id("doc"),))).job_id for _ in range(3)]
+    store.put(f"jobs/corpus/{ids[1]}/spec.json", b'{"kind":"corpus","of":"a later version"}')
+    page = client.get("/v1/jobs").json()
+    assert [v["job"]["job_id"] for v in page["items"]] == [ids[0], ids[2]]
+    assert ids[1] in page["unreadable"][0]
+
+
 def test_a_list_names_its_limits(client: TestClient) -> None:
     assert "limit" in is_problem(client.get("/v1/jobs?limit=0"), 422, "invalid_request")["detail"]
     assert "after" in is_problem(client.get("/v1/jobs?after=../x"), 422, "invalid_request")["detail"]
     assert "train" in is_problem(client.get("/v1/jobs?kind=train"), 404, "not_found")["detail"]
-    assert client.get("/v1/jobs?kind=crawl").json() == {"items": [], "next_after": None}
+    assert client.get("/v1/jobs?kind=crawl").json() == {"items": [], "next_after": None, "unreadable": []}
 
 
 def test_a_job_that_is_not_here_is_not_found(client: TestClient) -> None:

@@ -67,4 +67,4 @@ def test_what_is_not_there_is_a_problem(client: TestClient) -> None:
         answer = client.get(path)
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "application/problem+json"
-    assert client.get("/v1/models").json() == {"items": [], "next_after": None}
+    assert client.get("/v1/models").json() == {"items": [], "next_after": None, "unreadable": []}

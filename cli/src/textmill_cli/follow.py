@@ -22,6 +22,7 @@ from textmill_cli.client import Client
 
 _TITLES = {
     "crawl": "fetching pages", "corpus": "splitting into passages", "synth": "making records", "train": "training",
+    "preflight": "trying a few passages", "mix": "mixing datasets", "freeze": "freezing the review",
     "deploy": "deploying", "evaluate": "asking base and tuned model", "loadtest": "load test",
 }  # fmt: skip
 

@@ -13,9 +13,10 @@ from textmill.contracts.jobs import JOB_KINDS, JobView
 from textmill.errors import BadRequest, TextmillError
 from textmill_cli import chat as chatting
 from textmill_cli import demo as demonstration
-from textmill_cli import output, report
+from textmill_cli import output, preflight, report
 from textmill_cli.client import Client
 from textmill_cli.doctor import examine
+from textmill_cli.fault_llm.command import fault_llm
 from textmill_cli.follow import explain_failure, follow, watch
 from textmill_cli.local import up as local
 from textmill_cli.plan import chain_of
@@ -170,6 +171,21 @@ def submit(client: Client, path: Path) -> JobView:
     return client.submit(chain_of(recipe, [document.document_id for document in documents]))
 
 
+@app.command("preflight")
+def preflight_command(
+    recipe: Path,
+    passages: Annotated[int, typer.Option("--passages", "-p", min=1, max=1000, help="How many to try.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Try a recipe on a few passages: what the whole will take, what it will yield, what the model knows already."""
+    with _clear_errors():
+        found = preflight.run(CliSettings(), recipe, passages, output.errors if as_json else output.console)
+        if as_json:
+            output.print_json(found.model_dump(mode="json"))
+        else:
+            preflight.show(found, load(recipe), recipe, output.console)
+
+
 @app.command("follow")
 def follow_command(job: str, as_json: AsJson = False) -> None:
     """Watch a job and those that follow it."""
@@ -240,6 +256,9 @@ def demo(
         demonstration.play(CliSettings(), recipe, folder, keep, output.errors if as_json else output.console, submit)
     if as_json:
         print((folder / "report.json").read_text(encoding="utf-8"))
+
+
+app.command("fault-llm")(_clear_errors()(fault_llm))
 
 
 @jobs_app.command("list")

@@ -4,24 +4,18 @@ A wrong key or value is named with its line, what is allowed there, and the near
 """
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from textmill.contracts.base import Contract
-from textmill.contracts.jobs import (
-    EvaluateOptions,
-    LoadtestOptions,
-    Name,
-    QuestionSet,
-    SplitRule,
-    SynthOptions,
-    TrainOptions,
-)
+from textmill.contracts.base import Contract, Name
+from textmill.contracts.jobs import EvaluateOptions, LoadtestOptions, SplitRule, TrainOptions
+from textmill.contracts.synthesis import QuestionSet, SynthOptions
 from textmill.errors import BadRequest
 
 
@@ -33,9 +27,20 @@ class Sources(Contract):
 
 
 class Synthesis(SynthOptions):
-    """``questions`` are files beside the recipe, each a question set in YAML."""
+    """``questions`` are files beside the recipe, each a question set in YAML. Tools' schemas may be YAML as well."""
 
     questions: tuple[str, ...] = ()
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _schemas_as_json(cls, tools: Any) -> Any:
+        """What isn't a list of mappings is left to be named as a mistake."""
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            return tools
+        return [
+            {**tool, "parameters": json.dumps(tool["parameters"])} if isinstance(tool.get("parameters"), dict) else tool
+            for tool in tools
+        ]
 
 
 class DeploymentSection(Contract):
@@ -155,7 +160,8 @@ def _explain(model: type[BaseModel], path: Path, located: _Located, error: Any) 
     known = where
     while known not in located.lines:
         known = known[:-1]
-    at = f"{path}:{located.lines[known]}: {'.'.join(map(str, where)) or 'recipe'}"
+    named = where[:-1] if where[-1:] == ("[key]",) else where  # pydantic's mark for a wrong key of a mapping
+    at = f"{path}:{located.lines[known]}: {'.'.join(map(str, named)) or 'recipe'}"
     if error["type"] == "extra_forbidden":
         allowed = _keys_at(model, where[:-1])
         return f"{at}: unknown key{_nearest(str(where[-1]), allowed)}; allowed here: {', '.join(allowed)}"

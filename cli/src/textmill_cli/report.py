@@ -88,14 +88,7 @@ def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
     if found.corpus:
         report["corpus"] = {"passages": found.corpus.passages, "documents": len(found.corpus.document_ids)}
     if found.dataset:
-        counts = found.dataset.counts.model_dump()
-        by_strategy = {name: c.model_dump() for name, c in found.dataset.counts_by_strategy.items()}
-        report["records"] = {**counts, "by_strategy": by_strategy, "rows": dict(found.dataset.records)}
-        report["llm"] = {
-            "calls": found.dataset.calls,
-            "reused": found.dataset.calls_reused,
-            **found.dataset.cost.model_dump(),
-        }
+        report["records"], report["llm"] = _records(found.dataset), _llm(found.dataset)
     if found.model:
         report["training"] = {**found.model.training.model_dump(), "merge": found.model.merge.model_dump()}
         report["model"] = {"id": found.model.model_id, "name": found.model.name, "base": found.model.lineage.base_model}
@@ -105,6 +98,27 @@ def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
     if found.loadtest:
         report["loadtest"] = found.loadtest.model_dump(mode="json")
     return report
+
+
+def _records(dataset: DatasetManifest) -> dict[str, JsonValue]:
+    return {
+        **dataset.counts.model_dump(),
+        "by_strategy": {name: counts.model_dump() for name, counts in dataset.counts_by_strategy.items()},
+        "rungs": {rung: found.model_dump() for rung, found in dataset.rungs.items()},
+        "rows_made": dataset.rows_made,
+        "rows": dict(dataset.records),
+        "rows_dropped": dict(dataset.dropped_by_rule),
+    }
+
+
+def _llm(dataset: DatasetManifest) -> dict[str, JsonValue]:
+    return {
+        "calls": dataset.calls,
+        "reused": dataset.calls_reused,
+        "hedged": dataset.hedged_calls,
+        **dataset.cost.model_dump(),
+        "budget_spent": dataset.budget_spent.model_dump() if dataset.budget_spent else None,
+    }
 
 
 def _stage(view: JobView) -> dict[str, JsonValue]:

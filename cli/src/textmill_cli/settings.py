@@ -17,7 +17,8 @@ DEFAULT_PORTS = {
     "broker": 9092,
 }
 SERVICE_OF_KIND = {
-    "crawl": "ingest", "corpus": "ingest", "synth": "synth", "train": "trainer",
+    "crawl": "ingest", "corpus": "ingest",
+    "preflight": "synth", "synth": "synth", "mix": "synth", "freeze": "synth", "train": "trainer",
     "deploy": "inference", "evaluate": "inference", "loadtest": "inference",
 }  # fmt: skip
 

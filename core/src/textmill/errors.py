@@ -3,7 +3,8 @@
 TextmillError
 ├── BadRequest            400  what was asked can't be done as asked; the message says what to change
 │   ├── UndecodableText   422  bytes that are no text in any encoding tried
-│   └── IdempotencyClash  422  a known Idempotency-Key came with another body
+│   ├── IdempotencyClash  422  a known Idempotency-Key came with another body
+│   └── EditFailsChecks   422  a reviewer's answer doesn't hold against its passage, and wasn't overridden
 ├── NotFound              404  no such thing
 ├── Conflict              409  it exists already, or something depends on it
 ├── Unauthorized          401  no key, or a wrong one
@@ -42,6 +43,10 @@ class UndecodableText(BadRequest):
 
 
 class IdempotencyClash(BadRequest):
+    status = 422
+
+
+class EditFailsChecks(BadRequest):
     status = 422
 
 

@@ -22,9 +22,9 @@ from pydantic import BaseModel, SecretStr
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from textmill.contracts.base import new_id
-from textmill.contracts.jobs import BaseJob, Id, JobKind, JobView
-from textmill.errors import DependencyDown, NotFound, TextmillError, Unauthorized
+from textmill.contracts.base import Id, new_id
+from textmill.contracts.jobs import BaseJob, JobKind, JobView
+from textmill.errors import DependencyDown, JobFailed, NotFound, TextmillError, Unauthorized
 from textmill.jobs import Jobs
 from textmill.telemetry import HTTP_REQUESTS, HTTP_SECONDS
 
@@ -36,10 +36,14 @@ Check = Callable[[], None]
 
 
 class Page(BaseModel):
-    """A list answer. ``next_after`` is the ``after`` of the next page, None at the end."""
+    """A list answer. ``next_after`` is the ``after`` of the next page, None at the end.
+
+    ``unreadable`` says, for each thing on the page that can't be shown, which it is and why.
+    """
 
     items: list[Any]
     next_after: str | None = None
+    unreadable: list[str] = []
 
 
 def create_app(
@@ -160,11 +164,13 @@ def _jobs_router(jobs: Jobs, kinds: Sequence[JobKind]) -> APIRouter:
         if kind not in kinds:
             raise NotFound(f"no {kind} jobs here; this service has {', '.join(kinds)}")
         found = list(islice(jobs.job_ids(kind, after or ""), limit + 1))
-        shown = found[:limit]
-        return Page(
-            items=[jobs.view(kind, job_id) for job_id in shown],
-            next_after=shown[-1] if len(found) > limit else None,
-        )
+        page = Page(items=[], next_after=found[limit - 1] if len(found) > limit else None)
+        for job_id in found[:limit]:
+            try:
+                page.items.append(jobs.view(kind, job_id))
+            except JobFailed as exc:
+                page.unreadable.append(str(exc))
+        return page
 
     @router.get("/{job_id}", response_model=JobView, summary="One job")
     def get_job(job_id: Id) -> JobView:

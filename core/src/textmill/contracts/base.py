@@ -8,11 +8,13 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Literal[1] = 1
+Id = Annotated[str, Field(pattern=r"^[a-z]{2,4}_[0-9a-f]{32}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
 class Contract(BaseModel):

@@ -5,18 +5,16 @@ follow, each with its ids already in place, so that a whole recipe is one submis
 """
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, JsonValue, field_validator
 
-from textmill.contracts.base import Contract, StoredContract, new_id, utc_now
-from textmill.contracts.datasets import Strategy
+from textmill.contracts.base import Contract, Id, Name, StoredContract, new_id, utc_now
+from textmill.contracts.synthesis import MixSource, SynthOptions
 
-JobKind = Literal["crawl", "corpus", "synth", "train", "deploy", "evaluate", "loadtest"]
-JOB_KINDS: tuple[JobKind, ...] = ("crawl", "corpus", "synth", "train", "deploy", "evaluate", "loadtest")
+JobKind = Literal["crawl", "corpus", "preflight", "synth", "mix", "freeze", "train", "deploy", "evaluate", "loadtest"]
+JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Id = Annotated[str, Field(pattern=r"^[a-z]{2,4}_[0-9a-f]{32}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
 class BaseJob(StoredContract):
@@ -59,54 +57,45 @@ class CorpusJob(BaseJob):
     split: SplitRule = SplitRule()
 
 
-class Question(Contract):
-    """One thing to know about each passage, and the ways of asking for it.
-
-    ``key`` is a regular expression with a group ``key``, matched on the passage: the fact a right answer contains.
-    ``ask`` and ``held_out`` have slots like ``{name}``, filled from the groups of the set's ``subject``.
-    """
-
-    id: Name
-    key: str
-    ask: tuple[str, ...] = Field(min_length=1)
-    held_out: tuple[str, ...] = ()
-
-
-class QuestionSet(Contract):
-    """The owner's own questions. ``subject`` is matched on each passage; its named groups fill the slots."""
-
-    language: Literal["en", "zh"]
-    subject: str
-    questions: tuple[Question, ...] = Field(min_length=1)
-
-
-class SynthOptions(Contract):
-    """How a corpus becomes a dataset.
-
-    Without ``question_sets`` the built-in ways of asking are used, about each passage's subject. ``model`` and
-    ``llm_url`` default to the synth service's settings; keys never travel in a job. ``context`` is what the LLM is
-    shown with a question whose key is known: the whole passage, or, for small models, the key's sentence alone.
-    """
-
-    strategies: tuple[Strategy, ...] = Field(default=("qa",), min_length=1)
-    question_sets: tuple[QuestionSet, ...] = ()
-    model: str | None = None
-    llm_url: str | None = None
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    max_answer_tokens: int = Field(default=96, ge=8, le=8_192)
-    context: Literal["passage", "sentence"] = "passage"
-    extractive_fallback: bool = True
-    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
-    system_prompt: str | None = None
-    seed: int = 0
-
-
 class SynthJob(SynthOptions, BaseJob):
     """Turn a corpus into a dataset."""
 
     kind: Literal["synth"] = "synth"
     corpus_id: Id
     dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
+
+
+class PreflightJob(SynthOptions, BaseJob):
+    """Try the same synthesis on a few passages, and forecast calls, tokens, cost, time and yield of the whole.
+
+    ``base_model`` is then asked what the pilot's records teach, with and without the passage. It and its ``base_url``
+    default to the model and endpoint of the synth service's settings.
+    """
+
+    kind: Literal["preflight"] = "preflight"
+    corpus_id: Id
+    preflight_id: Id = Field(default_factory=lambda: new_id("pre"))
+    passages: int = Field(default=8, ge=1, le=1_000)
+    base_model: str | None = None
+    base_url: str | None = None
+
+
+class MixJob(BaseJob):
+    """Make one dataset of several, each with its weight and its number of epochs."""
+
+    kind: Literal["mix"] = "mix"
+    dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
+    sources: tuple[MixSource, ...] = Field(min_length=1, max_length=100)
+    seed: int = 0
+
+
+class FreezeJob(BaseJob):
+    """Make a new dataset of what a review left of another: edits applied, rejected records out."""
+
+    kind: Literal["freeze"] = "freeze"
+    dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
+    reviewed_id: Id
+    only_approved: bool = False
 
 
 class TrainOptions(Contract):
@@ -192,9 +181,19 @@ class LoadtestJob(LoadtestOptions, BaseJob):
 
 
 Job = Annotated[
-    CrawlJob | CorpusJob | SynthJob | TrainJob | DeployJob | EvaluateJob | LoadtestJob, Field(discriminator="kind")
+    CrawlJob
+    | CorpusJob
+    | PreflightJob
+    | SynthJob
+    | MixJob
+    | FreezeJob
+    | TrainJob
+    | DeployJob
+    | EvaluateJob
+    | LoadtestJob,
+    Field(discriminator="kind"),
 ]
-for _kind in (BaseJob, CrawlJob, CorpusJob, SynthJob, TrainJob, DeployJob, EvaluateJob, LoadtestJob):
+for _kind in (BaseJob, *get_args(get_args(Job)[0])):
     _kind.model_rebuild()
 
 

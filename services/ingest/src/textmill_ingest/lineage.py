@@ -42,7 +42,8 @@ def made_of_document(store: ObjectStore, document_id: str) -> list[Dependent]:
 
 
 def made_of_corpus(store: ObjectStore, corpus_id: str) -> list[Dependent]:
-    datasets = (m.dataset_id for m in manifests(store, "datasets/", DatasetManifest) if m.corpus_id == corpus_id)
+    made = manifests(store, "datasets/", DatasetManifest)
+    datasets = (m.dataset_id for m in made if corpus_id in (m.corpus_id, *m.more_corpus_ids))
     models = (m.model_id for m in manifests(store, "models/", ModelManifest) if m.lineage.corpus_id == corpus_id)
     return [*(Dependent(kind="dataset", id=i) for i in datasets), *(Dependent(kind="model", id=i) for i in models)]
 
