@@ -10,7 +10,8 @@ import yaml
 
 from textmill.contracts.base import content_id, new_id
 from textmill.contracts.documents import CorpusManifest, Document, Encoding, Language, Passage, Span
-from textmill.contracts.jobs import QuestionSet, SynthJob
+from textmill.contracts.jobs import SynthJob
+from textmill.contracts.synthesis import QuestionSet
 from textmill.store import MemoryStore, ObjectStore
 from textmill.worker import JobContext
 from textmill_synth.settings import SynthSettings

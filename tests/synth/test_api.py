@@ -7,17 +7,22 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 import pytest
 from corpora import put_corpus, settings, zhouyi_questions, zhouyi_texts
+from datasets_made import put_dataset, put_texts, records_of
 from fastapi.testclient import TestClient
 from fault_llm import FaultLlm, Say
 
 from textmill.contracts.base import new_id
-from textmill.contracts.jobs import SynthJob
+from textmill.contracts.datasets import Evidence
+from textmill.contracts.jobs import JobKind, SynthJob
 from textmill.contracts.runs import Lineage, MergeCheck, ModelManifest, TrainingSummary
 from textmill.http import create_app
 from textmill.jobs import Jobs
 from textmill.store import MemoryStore
-from textmill.worker import JobContext
+from textmill.worker import Handler, JobContext
 from textmill_synth.api import datasets_router
+from textmill_synth.freeze import FreezeHandler
+from textmill_synth.mixture import MixHandler
+from textmill_synth.stored import StoredDatasets
 from textmill_synth.worker import SynthHandler
 
 
@@ -29,7 +34,7 @@ def store() -> MemoryStore:
 @pytest.fixture
 def client(store: MemoryStore) -> Iterator[TestClient]:
     jobs = Jobs(store)
-    app = create_app("synth", jobs=jobs, kinds=["synth"], checks={})
+    app = create_app("synth", jobs=jobs, kinds=["synth", "mix", "freeze"], checks={})
     app.include_router(datasets_router(store, jobs))
     with TestClient(app) as client:
         yield client
@@ -39,7 +44,8 @@ def submit(client: TestClient, store: MemoryStore, llm: FaultLlm, language: str 
     """Submit over HTTP and do the job as a worker would. Returns the dataset id."""
     corpus_id = put_corpus(store, zhouyi_texts(language, 3), language, encoding)  # type: ignore[arg-type]
     questions = zhouyi_questions(language).model_dump(mode="json")  # type: ignore[arg-type]
-    reply = client.post("/v1/datasets", json={"corpus_id": corpus_id, "question_sets": [questions]})
+    body = {"corpus_id": corpus_id, "question_sets": [questions], "context": "sentence"}
+    reply = client.post("/v1/datasets", json=body)
     assert reply.status_code == 202
     jobs = Jobs(store)
     job_id = reply.json()["job"]["job_id"]
@@ -79,7 +85,7 @@ def test_records_come_in_pages(client: TestClient, store: MemoryStore, llm: Faul
 
 
 def test_rejects_and_card(client: TestClient, store: MemoryStore, llm: FaultLlm) -> None:
-    llm.faults = {0: Say("It has"), 1: Say("It has")}
+    llm.always = Say("It has")
     dataset_id = submit(client, store, llm)
     page = client.get(f"/v1/datasets/{dataset_id}/rejects", params={"limit": 1}).json()
     assert [reject["reason"] for reject in page["items"]] == ["truncated"]
@@ -100,11 +106,16 @@ def test_exports(client: TestClient, store: MemoryStore, llm: FaultLlm) -> None:
         return reply.content
 
     assert pq.read_table(io.BytesIO(export("parquet"))).num_rows == rows
-    for name, field in (("alpaca", "output"), ("sharegpt", "conversations"), ("chatml", "messages")):
+    fields = {"alpaca": "output", "sharegpt": "conversations", "chatglm3": "conversations", "openai": "messages"}
+    for name, field in {**fields, "chatml": "messages"}.items():
         lines = [json.loads(line) for line in export(name).splitlines()]
         assert len(lines) == rows
         assert field in lines[0]
     assert export("csv").decode().count("content,summary") == 1
+    assert export("notes") == b""
+    assert json.loads(export("croissant"))["@type"] == "sc:Dataset"
+    notes = client.get(f"/v1/datasets/{dataset_id}").json()["export_notes"]
+    assert {note["written"] for note in notes.values()} == {rows}
     assert client.get(f"/v1/datasets/{dataset_id}/exports/xml").status_code == 404
     assert client.get(f"/v1/datasets/{dataset_id}/exports/csv", params={"split": "eval"}).status_code == 404
 
@@ -151,6 +162,96 @@ def test_a_question_set_that_cannot_work_is_refused_at_submission(client: TestCl
     reply = client.post("/v1/datasets", json=body)
     assert reply.status_code == 400
     assert "(?P<key>...)" in reply.json()["detail"]
+
+
+def do(client: TestClient, store: MemoryStore, path: str, body: object, kind: JobKind, handler: Handler) -> str:
+    """Submit over HTTP and do the job as a worker would. Returns the dataset id."""
+    reply = client.post(path, json=body)
+    assert reply.status_code == 202, reply.text
+    job, jobs = reply.json()["job"], Jobs(store)
+    attempt = jobs.claim(kind, job["job_id"], "w")
+    assert attempt is not None
+    jobs.succeed(attempt, handler(attempt.job, JobContext(store, attempt.number, attempt.scratch)))
+    assert client.get(f"/v1/jobs/{job['job_id']}").json()["state"] == "succeeded"
+    dataset_id: str = job["dataset_id"]
+    return dataset_id
+
+
+def test_a_mixture_and_a_frozen_set_from_submission_to_deletion(client: TestClient, store: MemoryStore) -> None:
+    corpus_id = put_texts(store)
+    parent = put_dataset(store, corpus_id, records_of(store, corpus_id)).dataset_id
+    sources = [{"dataset_id": parent, "epochs": 2}]
+    mixed = do(client, store, "/v1/mixtures", {"sources": sources}, "mix", MixHandler())
+    assert client.get(f"/v1/datasets/{mixed}").json()["records"]["train"] == 16
+    assert client.post("/v1/mixtures", json={"sources": sources * 2}).status_code == 400
+    decision = {"action": "reject", "filter": {"split": "heldout"}, "reason": "x", "author": "ann"}
+    assert client.post(f"/v1/datasets/{mixed}/review/decisions", json=decision).status_code == 201
+    frozen = do(client, store, "/v1/freezes", {"reviewed_id": mixed}, "freeze", FreezeHandler())
+    manifest = client.get(f"/v1/datasets/{frozen}").json()
+    assert (manifest["parent_dataset_id"], manifest["reviewers"]) == (mixed, ["ann"])
+    assert (manifest["records"]["heldout"], manifest["counts"]["rejected_by_reason"]) == (0, {"review_rejected": 4})
+    for dataset_id, child in ((parent, mixed), (mixed, frozen)):
+        refused = client.delete(f"/v1/datasets/{dataset_id}")
+        assert refused.status_code == 409
+        assert child in refused.json()["detail"]
+    assert [client.delete(f"/v1/datasets/{d}").status_code for d in (frozen, mixed, parent)] == [204] * 3
+
+
+def test_dropped_rows_come_in_pages(client: TestClient, store: MemoryStore) -> None:
+    corpus_id = put_texts(store)
+    records = records_of(store, corpus_id)
+    twins = [r.model_copy(update={"record_id": f"rec_{n:032x}"}) for n, r in enumerate(records) if r.split == "train"]
+    dataset_id = put_dataset(store, corpus_id, [*records, *twins]).dataset_id
+    page = client.get(f"/v1/datasets/{dataset_id}/drops", params={"limit": 5}).json()
+    rest = client.get(f"/v1/datasets/{dataset_id}/drops", params={"limit": 5, "after": page["next_after"]}).json()
+    assert {drop["rule"] for drop in page["items"]} == {"near_duplicate"}
+    assert (len(page["items"]), len(rest["items"]), rest["next_after"]) == (5, 3, None)
+
+
+def test_lineage_leads_to_every_passage_that_an_answer_draws_on(client: TestClient, store: MemoryStore) -> None:
+    corpus_id = put_texts(store)
+    one, _, _, other, *_ = records_of(store, corpus_id)
+    assert one.document_id != other.document_id
+    more = Evidence(
+        document_id=other.document_id, document_sha256=other.document_sha256, passage_id=other.passage_id,
+        text=other.evidence, span=other.evidence_span,
+    )  # fmt: skip
+    bridging = one.model_copy(update={"more_evidence": [more], "strategy": "bridge"})
+    dataset_id = put_dataset(store, corpus_id, [bridging]).dataset_id
+    lineage = client.get(f"/v1/records/{bridging.record_id}/lineage", params={"dataset_id": dataset_id}).json()
+    [further] = lineage["more_evidence"]
+    assert further["evidence"] == {"span": more.span.model_dump(), "original": more.text, "verbatim": True}
+    assert more.text in further["passage_text"]
+    assert further["document"]["document_id"] == other.document_id
+
+
+def test_datasets_from_before_the_newer_fields_are_still_read(client: TestClient, store: MemoryStore) -> None:
+    corpus_id = put_texts(store)
+    records = records_of(store, corpus_id)
+    manifest = put_dataset(store, corpus_id, records)
+    known = json.loads(store.get(f"datasets/{manifest.dataset_id}/manifest.json"))
+    for name in OLD_MANIFEST_LACKS:
+        known.pop(name)
+    store.put(f"datasets/{manifest.dataset_id}/manifest.json", json.dumps(known).encode())
+    for key in manifest.records_keys.values():
+        table, buffer = pq.read_table(io.BytesIO(store.get(key))), io.BytesIO()
+        pq.write_table(table.drop_columns(OLD_RECORD_LACKS), buffer)
+        store.put(key, buffer.getvalue())
+    base = f"/v1/datasets/{manifest.dataset_id}"
+    assert client.get(base).json()["records"] == manifest.records
+    assert client.get(f"{base}/drops").json()["items"] == []
+    assert len(client.get(f"{base}/review/records", params={"axis": "plain"}).json()["items"]) == len(records)
+    found = StoredDatasets(store).record(manifest.dataset_id, records[0].record_id)
+    assert (found.axis, found.more_evidence, found.copy_number) == ("plain", (), 0)
+
+
+OLD_MANIFEST_LACKS = [
+    "export_notes", "more_corpus_ids", "rows_made", "dropped_by_rule", "drops_key", "quality_key", "rungs",
+    "hedged_calls", "budget_spent", "passages", "sources", "parent_dataset_id", "reviewers", "reviewed",
+]  # fmt: skip
+OLD_RECORD_LACKS = [
+    "axis", "tools", "more_evidence", "rung", "source_dataset_id", "source_record_id", "copy_number", "edited_by",
+]  # fmt: skip
 
 
 def a_model(dataset_id: str) -> ModelManifest:

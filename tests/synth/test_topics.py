@@ -4,7 +4,7 @@ import pytest
 from corpora import put_corpus, zhouyi_questions, zhouyi_texts
 
 from textmill.contracts.documents import Language, Passage
-from textmill.contracts.jobs import Question, QuestionSet
+from textmill.contracts.synthesis import Question, QuestionSet
 from textmill.errors import BadRequest
 from textmill.store import MemoryStore
 from textmill_synth.corpus import Corpus

@@ -10,14 +10,18 @@ import pytest
 from corpora import context, put_corpus, settings, zhouyi_job, zhouyi_questions, zhouyi_texts
 from fault_llm import Drip, Fault, FaultLlm, Garbage, Hang, Say, Stall, Status
 
-from textmill.contracts.datasets import DatasetManifest, Record, Reject
+from textmill.contracts.base import new_id
+from textmill.contracts.datasets import Cost, Counts, DatasetManifest, Record, Reject, Tool
 from textmill.contracts.jobs import SynthJob
+from textmill.contracts.preflight import Forecast, Interval, KnownItem, PreflightManifest
+from textmill.contracts.synthesis import Judge
 from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, NotFound
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
+from textmill_synth.known import preflight_key
 from textmill_synth.settings import SynthSettings
 from textmill_synth.topics import normal_form
-from textmill_synth.worker import SynthHandler
+from textmill_synth.worker import RECORDS, REQUESTED, RUNGS, SynthHandler
 
 
 def run(job: SynthJob, store: MemoryStore, llm: FaultLlm, attempt: int = 1, **changes: object) -> DatasetManifest:
@@ -98,7 +102,7 @@ def test_wrong_answers_are_rejected_with_reason_and_raw_response(llm: FaultLlm, 
 
 
 def test_without_the_fallback_rejected_stays_rejected(llm: FaultLlm, store: MemoryStore) -> None:
-    llm.faults = {0: Say("Nonsense without an end")}
+    llm.faults = {0: Say("It has ninety-nine lines.")}
     manifest = run(zhouyi_job(store, 2, extractive_fallback=False), store, llm)
     assert (manifest.counts.requested, manifest.counts.accepted, manifest.counts.rejected) == (6, 5, 1)
 
@@ -151,7 +155,7 @@ class StoppingContext(JobContext):
 
 def test_a_stopped_job_lets_go_and_keeps_what_it_paid(llm: FaultLlm, store: MemoryStore) -> None:
     job = zhouyi_job(store, 10)
-    llm.delay_s = 0.02
+    llm.delay_s = 0.1
     with pytest.raises(Cancelled):
         SynthHandler(settings(llm.url, concurrency=1))(job, StoppingContext(store, 1, "scratch/job_x/1-1/"))
     paid = llm.paid
@@ -234,7 +238,8 @@ def test_json_is_asked_for_where_the_endpoint_follows_it(llm: FaultLlm, store: M
     def answer(prompt: str) -> str:
         if "lighthouse" in prompt:
             return json.dumps({"content": "Fern Island", "summary": "The lighthouse was built in 1821."})
-        return json.dumps({"answer": "It stands for discipline under a trusted leader."})
+        said = "It stands for discipline under a trusted leader."
+        return json.dumps({"answer": said, "evidence": said})
 
     llm.answer = answer
     question = zhouyi_questions("en")
@@ -245,12 +250,32 @@ def test_json_is_asked_for_where_the_endpoint_follows_it(llm: FaultLlm, store: M
     assert all("response_format" in request for request in llm.requests)
 
 
-@pytest.mark.parametrize("fault", [Status(400), Say("not json"), Say('{"content": "same", "summary": "same"}')])
-def test_auto_finds_an_endpoint_without_json(llm: FaultLlm, store: MemoryStore, fault: Fault) -> None:
-    llm.faults = {0: fault}
+@pytest.mark.parametrize("said", ["not json", '{"content": "same", "summary": "same"}'])
+def test_auto_finds_a_model_that_does_not_follow_a_schema(llm: FaultLlm, store: MemoryStore, said: str) -> None:
+    llm.faults = {0: Say(said)}
     manifest = run(zhouyi_job(store, 1), store, llm, response_mode="auto")
     assert manifest.counts_by_strategy["qa"].accepted == 3
     assert ["response_format" in request for request in llm.requests] == [True, False, False, False]
+
+
+def test_auto_finds_an_endpoint_that_takes_no_schema_but_json(llm: FaultLlm, store: MemoryStore) -> None:
+    said = "It stands for discipline under a trusted leader."
+    probed = json.dumps({"content": "Fern Island", "summary": "The lighthouse was built in 1821."})
+    llm.faults = {0: Status(400), 1: Say(probed)}
+    llm.answer = lambda prompt: json.dumps({"answer": said, "evidence": said})
+    corpus_id = put_corpus(store, {"07": zhouyi_texts("en", 7)["07-shi.md"]})
+    questions = zhouyi_questions("en")
+    only_meaning = questions.model_copy(update={"questions": questions.questions[2:]})
+    manifest = run(SynthJob(corpus_id=corpus_id, question_sets=(only_meaning,)), store, llm, response_mode="auto")
+    assert manifest.counts_by_strategy["qa"].accepted == 1
+    assert [r["response_format"]["type"] for r in llm.requests] == ["json_schema", "json_object", "json_object"]  # type: ignore[index]
+
+
+def test_auto_finds_an_endpoint_without_json(llm: FaultLlm, store: MemoryStore) -> None:
+    llm.faults = dict.fromkeys((0, 1), Status(400))
+    manifest = run(zhouyi_job(store, 1), store, llm, response_mode="auto")
+    assert manifest.counts_by_strategy["qa"].accepted == 3
+    assert ["response_format" in request for request in llm.requests] == [True, True, False, False, False]
 
 
 def test_one_question_with_two_answers_is_a_conflict(llm: FaultLlm, store: MemoryStore) -> None:
@@ -287,8 +312,8 @@ def test_what_cannot_be_done_is_refused_before_a_call(llm: FaultLlm, store: Memo
 
 
 def test_the_card_tells_what_was_left_out(llm: FaultLlm, store: MemoryStore) -> None:
-    llm.faults = {0: Say("It has")}
-    manifest = run(zhouyi_job(store, 2), store, llm)
+    llm.faults = dict.fromkeys((0, 6), Say("It has"))
+    manifest = run(zhouyi_job(store, 2), store, llm, concurrency=1)
     card = store.get(manifest.card_key).decode()
     assert "| qa | 6 | 5 | 1 | 0 | 83 % |" in card
     assert "| truncated | 1 |" in card
@@ -312,3 +337,117 @@ def test_without_a_question_set_the_heading_is_asked_about(llm: FaultLlm, store:
     assert {r.answer for r in found} == {"Shi stands for discipline under a trusted leader."}
     assert {r.evidence for r in found} == {"It stands for discipline under a trusted leader."}
     assert "Groundwater lies unseen" in str(llm.requests[0]["messages"]), "the whole passage is shown"
+
+
+LIGHTHOUSE = (
+    "The lighthouse on Fern Island was built in 1821. It is painted red.\n\nIts keeper is called Tom. He has two dogs."
+)
+
+
+def lighthouse_answers(prompt: str) -> str:
+    """A reply in the form that each strategy's prompt asks for."""
+    built = {"question": "When was the lighthouse built?", "answer": "The lighthouse was built in 1821."}
+    painted = {"question": "What colour is the lighthouse?", "answer": "The lighthouse is painted red."}
+    quoted = [{**built, "evidence": "was built in 1821"}, {**painted, "evidence": "It is painted red."}]
+    if '"verdict"' in prompt:
+        return json.dumps({"verdict": "supported", "quote": "was built in 1821"})
+    if "a conversation of" in prompt:
+        return f"```json\n{json.dumps({'items': quoted})}\n```"
+    if '"items"' in prompt:
+        return json.dumps({"items": quoted})
+    if "first_evidence" in prompt:
+        answer = "The lighthouse whose keeper is called Tom was built in 1821."
+        both = {"first_evidence": "was built in 1821", "second_evidence": "Its keeper is called Tom."}
+        return json.dumps({"question": "When was the lighthouse of Tom built?", "answer": answer, **both})
+    called = {"tool": "find", "arguments": {"name": "lighthouse"}, "result": "was built in 1821"}
+    return json.dumps({"question": "Look up the lighthouse.", "answer": built["answer"], **called})
+
+
+def test_many_strategies_in_one_job(llm: FaultLlm, store: MemoryStore) -> None:
+    tool = Tool(name="find", description="Finds.", parameters='{"type": "object"}')
+    job = SynthJob(
+        corpus_id=put_corpus(store, {"fern.md": LIGHTHOUSE}),
+        strategies=("pairs", "bridge", "conversation", "tools"),
+        pairs_per_passage=2,
+        turns=2,
+        tools=(tool,),
+        judge=Judge(),
+    )
+    llm.answer = lighthouse_answers
+    manifest = run(job, store, llm, response_mode="json")
+    assert manifest.counts_by_strategy["pairs"].requested == 4
+    assert manifest.answer_form == "json_schema"
+    by_strategy = {record.strategy: record for record in records(store, manifest)}
+    assert set(by_strategy) == {"pairs", "bridge", "conversation", "tools"}
+    assert [m.role for m in by_strategy["tools"].messages] == ["user", "assistant", "tool", "assistant"]
+    assert by_strategy["tools"].tools == [tool]
+    assert [m.role for m in by_strategy["conversation"].messages] == ["user", "assistant"] * 2
+    assert by_strategy["conversation"].rung == "json_repair"
+    for record in by_strategy.values():
+        raw = store.get(f"raw/{record.document_sha256}").decode()
+        for quoted, span in [(record.evidence, record.evidence_span)] + [
+            (e.text, e.span) for e in record.more_evidence
+        ]:
+            assert raw[span.char_start : span.char_end] == quoted
+        assert store.exists(f"prompts/{record.prompt_version}.j2")
+    (second,) = by_strategy["bridge"].more_evidence
+    assert second.text == "Its keeper is called Tom."
+    assert manifest.rungs["json_repair"].gained == manifest.rungs["json_repair"].tried == 2
+    again = run(job, store, llm, attempt=2, response_mode="json")
+    assert again.calls == 0
+    assert records(store, again) == records(store, manifest)
+
+
+def test_the_rungs_are_counted_in_the_metrics(llm: FaultLlm, store: MemoryStore) -> None:
+    def value(rung: str, outcome: str) -> float:
+        return RUNGS.labels(rung, outcome)._value.get()
+
+    before = {name: value("asked_again", name) for name in ("tried", "gained")}
+    llm.faults = {0: Say("It has"), 3: Say("It has")}
+    manifest = run(zhouyi_job(store, 1), store, llm, concurrency=1)
+    gained = manifest.rungs["asked_again"].gained
+    assert (manifest.rungs["asked_again"].tried, gained) == (1, 0)
+    assert value("asked_again", "tried") - before["tried"] == 1
+    assert value("asked_again", "gained") == before["gained"]
+
+
+def test_what_a_preflight_found_known_is_left_out_and_counted(llm: FaultLlm, store: MemoryStore) -> None:
+    job = zhouyi_job(store, 2)
+    first = records(store, run(job, store, llm))[0]
+    none = Interval(expected=0)
+    names = ("calls", "prompt_tokens", "completion_tokens", "cost", "accepted")
+    forecast = Forecast(confidence=0.9, seconds=None, concurrency=1, **dict.fromkeys(names, none))
+    preflight = PreflightManifest(
+        preflight_id=new_id("pre"),
+        corpus_id=job.corpus_id,
+        passages=2,
+        concerned=2,
+        corpus_passages=2,
+        counts=Counts(),
+        counts_by_strategy={},
+        forecast=forecast,
+        value=None,
+        known=[KnownItem(passage_id=first.passage_id, question_id=first.question_id)],
+        calls=0,
+        calls_reused=0,
+        cost=Cost(),
+    )
+    store.put(preflight_key(preflight.preflight_id), preflight.to_json())
+    manifest = run(job.model_copy(update={"leave_out_known": preflight.preflight_id}), store, llm)
+    assert (manifest.counts.requested, manifest.left_out) == (5, 1)
+
+
+@pytest.mark.parametrize("said", [None, "no"])
+def test_the_metrics_balance_for_each_job_even_one_without_a_record(
+    llm: FaultLlm, store: MemoryStore, said: str | None
+) -> None:
+    def settled() -> float:
+        return sum(s.value for m in RECORDS.collect() for s in m.samples if s.name.endswith("_total"))
+
+    before = REQUESTED._value.get(), settled()
+    llm.always = Say(said) if said else None
+    try:
+        run(zhouyi_job(store, 1, extractive_fallback=False), store, llm)
+    except JobFailed:
+        assert said
+    assert (REQUESTED._value.get() - before[0], settled() - before[1]) == (3, 3)

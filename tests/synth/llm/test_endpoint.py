@@ -1,18 +1,27 @@
-"""The client against a real server with planted faults."""
+"""The client over HTTP, against a real server with planted faults."""
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from fault_llm import Drip, FaultLlm, Garbage, Hang, Say, Stall, Status
 from pydantic import SecretStr
 
-from textmill.contracts.datasets import Message
+from textmill.contracts.datasets import Message, ToolCall
 from textmill.errors import DependencyDown, JobFailed
-from textmill_synth.admission import Admission
-from textmill_synth.llm import CallFailed, ChatClient, ChatRequest, Completion, RetryPolicy, open_session
+from textmill_synth.llm import (
+    CallFailed,
+    ChatClient,
+    ChatRequest,
+    Completion,
+    Concurrency,
+    HttpEndpoint,
+    RetryPolicy,
+    Route,
+    open_session,
+)
+from textmill_synth.llm import endpoint as endpoint_module
 
 REQUEST = ChatRequest("m", (Message(role="user", content="hello"),), 0.0, 16)
 
@@ -24,21 +33,29 @@ def ask(
     concurrency: int = 8,
     observe: Callable[[str], None] = lambda outcome: None,
     key: str = "",
+    model: str = "",
 ) -> list[Completion | BaseException]:
     async def run() -> list[Completion | BaseException]:
         async with open_session() as session:
             retry = RetryPolicy(max_tries=3, first_delay_s=0.001)
-            secret = SecretStr(key) if key else None
-            client = ChatClient(session, server.url, secret, Admission(concurrency), deadline_s, retry, observe)
+            endpoint = HttpEndpoint(session, server.url, SecretStr(key) if key else None, model)
+            client = ChatClient([Route(endpoint, Concurrency(concurrency))], "m", deadline_s, retry, observe)
             calls = (client.complete(replace(REQUEST, sample=n)) for n in range(count))
-            return await asyncio.gather(*calls, return_exceptions=True)
+            try:
+                return await asyncio.gather(*calls, return_exceptions=True)
+            finally:
+                await client.close()
 
     return asyncio.run(run())
 
 
 def test_returns_text_reason_and_tokens(llm: FaultLlm) -> None:
     llm.always = Say("Hi.", "length")
-    assert ask(llm) == [Completion("Hi.", "length", 100, 10)]
+    [answer] = ask(llm)
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.finish_reason) == ("Hi.", "length")
+    assert answer.prompt_tokens > 0
+    assert (answer.model, answer.endpoint) == ("m", llm.url)
 
 
 def test_sends_the_key_and_no_schema_unless_asked(llm: FaultLlm) -> None:
@@ -81,32 +98,15 @@ def test_never_more_at_once_than_allowed(llm: FaultLlm) -> None:
     assert llm.most_at_once == 4
 
 
-def test_retry_after_holds_back_every_call(llm: FaultLlm) -> None:
-    llm.always = Say("Hi.")
-    llm.faults = {0: Status(429, "0.2")}
-    admission = Admission(1)
-
-    async def run() -> float:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        async with open_session() as session:
-            client = ChatClient(session, llm.url, None, admission, 5.0, RetryPolicy(first_delay_s=0.001))
-            await asyncio.gather(*(client.complete(replace(REQUEST, sample=n)) for n in range(3)))
-        return loop.time() - began
-
-    assert asyncio.run(run()) >= 0.2
-    assert len(llm.requests) == 4
-
-
 def test_a_prompt_that_always_times_out_fails_alone(llm: FaultLlm) -> None:
-    llm.always = Stall()
+    llm.always, llm.faults = Say("Hi."), dict.fromkeys(range(3), Stall())
     [error] = ask(llm, deadline_s=0.05)
     assert isinstance(error, CallFailed)
     assert error.kind == "llm_timeout"
-    assert len(llm.requests) == 3
+    assert len(llm.requests) == 3 + 1, "a probe shows that the endpoint is well"
 
 
-@pytest.mark.parametrize("fault", [Status(503), Status(429), Hang()])
+@pytest.mark.parametrize("fault", [Status(503), Status(429), Status(500), Hang()])
 def test_an_endpoint_that_serves_nobody_is_down(llm: FaultLlm, fault: object) -> None:
     llm.always = fault  # type: ignore[assignment]
     assert all(isinstance(error, DependencyDown) for error in ask(llm, count=3))
@@ -138,23 +138,6 @@ def test_a_wrong_key_or_model_ends_the_job_and_a_bad_prompt_only_itself(llm: Fau
     assert len(llm.requests) == 2
 
 
-def test_no_permit_leaks_after_many_faults(llm: FaultLlm) -> None:
-    llm.always = Say("Hi.")
-    llm.faults = {n: (Status(500), Garbage(), Hang(), Status(429))[n % 4] for n in range(0, 120, 2)}
-    admission = Admission(4)
-
-    async def run() -> None:
-        async with open_session() as session:
-            client = ChatClient(session, llm.url, None, admission, 5.0, RetryPolicy(first_delay_s=0.0005))
-            for n in range(60):
-                with suppress(CallFailed):
-                    await client.complete(replace(REQUEST, sample=n))
-        async with asyncio.timeout(1), admission.permit(), admission.permit(), admission.permit(), admission.permit():
-            pass
-
-    asyncio.run(run())
-
-
 def test_the_key_of_a_request_depends_on_all_that_changes_its_answer() -> None:
     changed = [
         replace(REQUEST, model="n"),
@@ -166,3 +149,41 @@ def test_the_key_of_a_request_depends_on_all_that_changes_its_answer() -> None:
     ]
     assert len({REQUEST.key, *(request.key for request in changed)}) == 7
     assert replace(REQUEST).key == REQUEST.key
+
+
+def test_a_schema_with_its_properties_in_another_order_is_another_request() -> None:
+    """Under guided decoding the answer has them in that order, and writing the evidence first changes it."""
+    one, other = {"a": {}, "b": {}}, {"b": {}, "a": {}}
+    assert replace(REQUEST, schema={"properties": one}).key != replace(REQUEST, schema={"properties": other}).key
+
+
+def test_tool_calls_are_sent_as_openai_has_them() -> None:
+    asked = Message(role="assistant", content="", tool_calls=(ToolCall(id="1", name="f", arguments="{}"),))
+    told = Message(role="tool", content="4", tool_call_id="1")
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert replace(REQUEST, messages=(asked, told)).body()["messages"] == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+
+
+def test_an_endpoint_with_a_model_of_its_own_asks_that_one_and_says_so(llm: FaultLlm) -> None:
+    llm.always = Say("Hi.")
+    [answer] = ask(llm, model="other")
+    assert llm.requests[0]["model"] == "other"
+    assert isinstance(answer, Completion)
+    assert answer.model == "other"
+
+
+def test_an_endless_answer_is_cut_off(llm: FaultLlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "MAX_RESPONSE_BYTES", 1000)
+    llm.always = Say("x" * 5000)
+    [error] = ask(llm)
+    assert isinstance(error, CallFailed)
+    assert error.kind == "llm_bad_response"
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "inf", "Wed, 99 Nov"])
+def test_a_retry_after_that_says_nothing_is_passed_over(llm: FaultLlm, value: str) -> None:
+    llm.always, llm.faults = Say("Hi."), {0: Status(429, value)}
+    assert isinstance(ask(llm)[0], Completion)

@@ -4,15 +4,21 @@ Split and order depend on the seed and on content alone. Knows nothing of files.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from textmill.contracts.base import content_id
-from textmill.contracts.datasets import Cost, Message, Record, Split, Strategy
+from textmill.contracts.datasets import Axis, Cost, Evidence, Message, Record, Split, Strategy
 from textmill.contracts.documents import Passage, Span
+from textmill_synth.asking.coverage import Coverage
+from textmill_synth.asking.near import Wordings
 from textmill_synth.checks import Finding
 from textmill_synth.strategies.base import Answer
-from textmill_synth.topics import Phrasing, normal_form
+from textmill_synth.topics import DroppedWording, Phrasing, normal_form
+
+Locate = Callable[[Passage, int, int], Span]
+"""Where a piece of a passage stands in its document (``corpus.Documents.locate``)."""
+_LINE, _TYPO = "\x1e", "~"
 
 
 def eval_documents(document_ids: Sequence[str], fraction: float, seed: int) -> frozenset[str]:
@@ -40,63 +46,191 @@ class Augmentation:
     system_prompt: str | None
     model: str
 
-    def records(self, passage: Passage, strategy: Strategy, answer: Answer, evidence_span: Span) -> Iterator[Record]:
+    def records(self, passage: Passage, strategy: Strategy, answer: Answer, locate: Locate) -> Iterator[Record]:
         """One record for each phrasing. Held-out phrasings are kept for documents of ``train`` only."""
-        evaluated = passage.document_id in self.eval_documents
+        split = self._split(passage)
         for phrasing in answer.topic.ask:
-            yield self._record(passage, strategy, answer, evidence_span, phrasing, "eval" if evaluated else "train")
-        for phrasing in () if evaluated else answer.topic.held_out:
-            yield self._record(passage, strategy, answer, evidence_span, phrasing, "heldout")
+            yield self._record(passage, strategy, answer, locate, phrasing, split)
+        for phrasing in () if split == "eval" else answer.topic.held_out:
+            yield self._record(passage, strategy, answer, locate, phrasing, "heldout")
+
+    def dropped(
+        self, passage: Passage, strategy: Strategy, answer: Answer, locate: Locate
+    ) -> Iterator[tuple[Record, DroppedWording]]:
+        """The records that the wordings not kept would have made."""
+        for drop in answer.topic.further.dropped:
+            yield self._record(passage, strategy, answer, locate, drop.phrasing, self._split(passage)), drop
+
+    def _split(self, passage: Passage) -> Split:
+        return "eval" if passage.document_id in self.eval_documents else "train"
 
     def _record(
-        self, passage: Passage, strategy: Strategy, answer: Answer, span: Span, phrasing: Phrasing, split: Split
+        self, passage: Passage, strategy: Strategy, answer: Answer, locate: Locate, phrasing: Phrasing, split: Split
     ) -> Record:
-        system = [Message(role="system", content=self.system_prompt)] if self.system_prompt else []
-        user, reply = Message(role="user", content=phrasing.question), Message(role="assistant", content=answer.text)
         topic, call = answer.topic, answer.prompted.call if answer.prompted else None
         key = [passage.text[slice(*topic.key)]] if topic.key else []
-        identity = (passage.document_sha256, passage.passage_id, strategy, topic.question_id, phrasing.way)
         return Record(
-            record_id=content_id("rec", *identity, phrasing.question, answer.text, self.system_prompt or ""),
+            record_id=self._record_id(passage, strategy, answer, phrasing),
             split=split,
             strategy=strategy,
             language=passage.language,
-            messages=(*system, user, reply),
-            key_facts=key,
+            messages=self._messages(answer, phrasing),
+            key_facts=list(dict.fromkeys([*key, *answer.key_facts])),
             question_id=topic.question_id,
             way=phrasing.way,
+            axis=phrasing.axis,
+            tools=answer.tools,
             document_id=passage.document_id,
             document_sha256=passage.document_sha256,
             passage_id=passage.passage_id,
             evidence=passage.text[slice(*answer.evidence)],
-            evidence_span=span,
+            evidence_span=locate(passage, *answer.evidence),
+            more_evidence=_more_evidence(passage, answer, phrasing, locate),
+            rung=answer.prompted.rung if answer.prompted else None,
             prompt_version=answer.prompted.prompt_version if answer.prompted else None,
             model=self.model if call else None,
             call_id=call.call_id if call else None,
+            wording_call_id=phrasing.call_id,
             cost=Cost(prompt_tokens=call.completion.prompt_tokens, completion_tokens=call.completion.completion_tokens)
             if call
             else Cost(),
         )
 
+    def _messages(self, answer: Answer, phrasing: Phrasing) -> Sequence[Message]:
+        system = [Message(role="system", content=self.system_prompt)] if self.system_prompt else []
+        user, reply = Message(role="user", content=phrasing.question), Message(role="assistant", content=answer.text)
+        return (*system, *answer.before, *phrasing.history, user, *answer.between, reply)
+
+    def _record_id(self, passage: Passage, strategy: Strategy, answer: Answer, phrasing: Phrasing) -> str:
+        """By place, question and answer; by the other turns and the tools as well, where there are any."""
+        identity = (passage.document_sha256, passage.passage_id, strategy, answer.topic.question_id, phrasing.way)
+        around = (*answer.before, *phrasing.history, *answer.between, *answer.tools)
+        more = [part.model_dump_json() for part in around]
+        return content_id("rec", *identity, phrasing.question, answer.text, self.system_prompt or "", *more)
+
 
 @dataclass
 class QuestionIndex:
-    """Every question of the dataset, across all splits, with its answer. About 100 bytes a question."""
+    """Every question of the dataset, across all splits, with its answer. About 100 bytes a question.
 
+    Where asking options bring wordings, those of one question about one subject are kept too, 60 bytes each. Answers
+    must come in a fixed order.
+    """
+
+    near_duplicate: float = 0.95
+    coverage: Coverage = field(default_factory=Coverage)
     _answers: dict[int, int] = field(default_factory=dict)
+    _wordings: dict[int, str] = field(default_factory=dict)
 
-    def claim(self, answer: Answer) -> Finding | None:
-        """Take all questions of an answer, or none: a question has one answer, and stands in the dataset once."""
+    def admit(self, answer: Answer) -> Answer | Finding:
+        """Take the answer with its questions: a question has one answer, and stands in the dataset once.
+
+        An added wording that the dataset has already is left out, and one in reserve takes its place. Any other
+        question that it has already is the finding, and nothing of the answer is taken.
+        """
+        topic = answer.topic
+        own = [p for p in topic.ask if not p.added]
+        clash = self._clash((*own, *topic.held_out), answer)
+        if clash:
+            added = [p for p in topic.ask if p.added]
+            self.coverage.note(topic.further, (), [(p.axis, "answer_not_taken") for p in added])
+            return clash
+        self._take((*own, *topic.held_out), answer)
+        if len(own) == len(topic.ask) and not topic.further.wanted:
+            return answer
+        return self._with_added(answer)
+
+    def _with_added(self, answer: Answer) -> Answer:
+        """Each added wording, or the next in reserve of its axis, or none and the reason."""
+        topic = answer.topic
+        near = self._open_wordings(answer)
+        kept = [p for p in topic.ask if not p.added]
+        reserve, dropped = list(topic.further.reserve), list(topic.further.dropped)
+        lost: list[tuple[Axis, str]] = []
+        for chosen in (p for p in topic.ask if p.added):
+            next_best = [p for p in reserve if p.axis == chosen.axis]
+            for phrasing in (chosen, *next_best):
+                drop = self._drop(answer, phrasing, near)
+                if phrasing is not chosen:
+                    reserve.remove(phrasing)
+                if drop is None:
+                    break
+                dropped.append(drop)
+            else:
+                lost.append((chosen.axis, dropped[-1].reason))
+                continue
+            near.add(phrasing)
+            self._take((phrasing,), answer)
+            kept.append(phrasing)
+        self._close_wordings(answer, kept)
+        self.coverage.note(topic.further, kept, lost)
+        further = replace(topic.further, reserve=(), dropped=tuple(dropped))
+        return replace(answer, topic=replace(topic, ask=tuple(kept), further=further))
+
+    def _clash(self, phrasings: Iterable[Phrasing], answer: Answer) -> Finding | None:
         text = _hash64(answer.text)
-        questions = {_hash64(normal_form(p.question)): p for p in (*answer.topic.ask, *answer.topic.held_out)}
-        for question, phrasing in questions.items():
-            known = self._answers.get(question)
+        for phrasing in phrasings:
+            known = self._answers.get(_asked(phrasing, answer))
             if known is not None:
                 same = known == text
                 detail = f"asked before, with {'the same' if same else 'another'} answer: {phrasing.question!r}"
                 return Finding("duplicate" if same else "conflict", detail)
-        self._answers.update(dict.fromkeys(questions, text))
         return None
+
+    def _take(self, phrasings: Iterable[Phrasing], answer: Answer) -> None:
+        self._answers.update(dict.fromkeys((_asked(p, answer) for p in phrasings), _hash64(answer.text)))
+
+    def _drop(self, answer: Answer, phrasing: Phrasing, near: Wordings) -> DroppedWording | None:
+        clash = self._clash((phrasing,), answer)
+        if clash:
+            return DroppedWording(phrasing, "asked_already", clash.detail)
+        alike = near.clash(phrasing)
+        if alike is None:
+            return None
+        reason, value, threshold = alike
+        return DroppedWording(phrasing, reason, "too much like another wording", value, threshold)
+
+    def _open_wordings(self, answer: Answer) -> Wordings:
+        """What is asked by the same question about the same subject, this answer's own wordings included."""
+        near = Wordings(self.near_duplicate, answer.topic.held_out)
+        for line in filter(None, self._wordings.get(_subject(answer), "").split(_LINE)):
+            near.add(Phrasing("", line[1:], "typo" if line[0] == _TYPO else "plain"))
+        for phrasing in answer.topic.ask:
+            if not phrasing.added:
+                near.add(phrasing)
+        return near
+
+    def _close_wordings(self, answer: Answer, kept: Iterable[Phrasing]) -> None:
+        """Where no subject is known, the next answer's can't be told to be the same."""
+        if answer.topic.subject:
+            lines = (f"{_TYPO if p.axis == 'typo' else '='}{p.said}" for p in kept)
+            before = self._wordings.get(_subject(answer), "")
+            self._wordings[_subject(answer)] = _LINE.join(filter(None, [before, *lines]))
+
+
+def _more_evidence(passage: Passage, answer: Answer, phrasing: Phrasing, locate: Locate) -> list[Evidence]:
+    """What the answer draws on besides its own evidence, and what the turn before the question does."""
+    said_before = [(passage, phrasing.evidence)] if phrasing.evidence else []
+    quoted = [*((q.passage, q.span) for q in answer.more_evidence), *said_before]
+    return [
+        Evidence(
+            document_id=source.document_id,
+            document_sha256=source.document_sha256,
+            passage_id=source.passage_id,
+            text=source.text[slice(*span)],
+            span=locate(source, *span),
+        )
+        for source, span in quoted
+    ]
+
+
+def _asked(phrasing: Phrasing, answer: Answer) -> int:
+    """A number for all that is said up to the answer, in normal form."""
+    return _hash64(normal_form("\n".join([*(message.content for message in answer.before), phrasing.said])))
+
+
+def _subject(answer: Answer) -> int:
+    return _hash64(_LINE.join([answer.topic.question_id, *answer.topic.subject]))
 
 
 def _hash64(text: str) -> int:

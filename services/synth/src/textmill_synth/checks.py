@@ -23,14 +23,21 @@ Reason = Literal[
     "repetition",
     "too_long",
     "ungrounded_number",
+    "ungrounded_date",
     "ungrounded_name",
     "ungrounded_words",
     "negation",
     "key_missing",
     "key_not_in_passage",
+    "evidence_not_in_passage",
+    "swapped",
     "no_subject",
     "conflict",
     "duplicate",
+    "missing",
+    "tool_call",
+    "judge_unsupported",
+    "judge_unclear",
 ]
 
 
@@ -42,7 +49,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer and all that it is judged against. ``instructions`` is the fixed text of the prompt template."""
+    """An answer and all that it is judged against. ``instructions`` is the fixed text of the prompt template.
+
+    ``evidence`` is the span of the passage that the answer names as its source, where it names one.
+    """
 
     answer: str
     question: str
@@ -52,13 +62,16 @@ class Candidate:
     key: str | None = None
     instructions: str = ""
     max_characters: int = 400
+    evidence: tuple[int, int] | None = None
 
 
 Check = Callable[[Candidate], Finding | None]
 
 _LABEL = re.compile(
-    r"(?:^|[\s\"“{*#])(content|summary|interpretation|image|explanation|note|passage|question|answer|title|text"
-    r"|内容|摘要|总结|解释|解读|图像|象征意义|问题|答案|回答|注)[\"*]*\s*[:：]",
+    r"(?:^|[\s\"“{*#。！？；，.!?;,【（(\[])"
+    r"(content|summary|interpretation|image|explanation|note|passage|question|answer|title|text"
+    r"|内容|摘要|总结|小结|解释|解读|解析|图像|象征意义|问题|答案|回答|标题|原文|文字|注释|备注|注)[\"*】\]]*\s*[:：]"
+    r"|【(?:内容|摘要|总结|解释|解读|解析|问题|答案|回答|标题|注释?)】",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"```|<\|[^|]*\|>|</?(?:s|think|answer|system|user|assistant)>|^\s*[{\[]", re.IGNORECASE)
@@ -66,12 +79,20 @@ _QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("（", "）"), ("(",
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _FOREIGN_SCRIPT = re.compile(r"[\u0400-\u04ff\u0590-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\uac00-\ud7af]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-_ENGLISH_GLUE_LIST = "the a an is are was were be of to in and or that it its for with on as by from this has"
+_ENGLISH_GLUE_LIST = "the a an is are was were be of to in and or that it its for with on as by from this has at not"
 _ENGLISH_GLUE = frozenset(_ENGLISH_GLUE_LIST.split())
+_FOREIGN_GLUE_LIST = """
+der die das und ist nicht mit von zu den dem ein eine wird auf le la les des est une un et du au aux il elle ne pas dans
+qui que el los las en es por para del y se su não em foi da do na os uma il di che per non della gli sono het een van a
+"""
+_FOREIGN_GLUE = frozenset(_FOREIGN_GLUE_LIST.split())
+_NOTHING = re.compile(r"\W*(?:n/?a|null|nil|undefined|nan|tbd|暂无)\W*", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\bas an? (?:AI|artificial|language model)|\bI(?:'m| am) (?:sorry|unable|not able)|\bI apologi[sz]e"
     r"|\bI (?:cannot|can't|can not|do not have|don't have|won't)\b|\b(?:cannot|can't|unable to) (?:answer|help|provide)"
-    r"|\b(?:does|do|did|is|are)(?: not|n't) (?:mention|specif|state|say|provide|given|enough|contain|include)"
+    r"|\b(?:does|do|did)(?: not|n't) (?:mention|specif|state|say|provide|(?:contain|include|give) (?:any|enough|the))"
+    r"|\b(?:is|are)(?: not|n't) (?:mention|specif|state|provide|given|enough)"
+    r"|\b(?:have|there is|there's|without) (?:not )?(?:no|enough) (?:information|context|details)"
     r"|\bno (?:information|mention)\b|\bnot (?:mentioned|specified|stated|provided|given)\b"
     r"|抱歉|对不起|作为(?:一个|一名)?(?:AI|人工智能|语言模型)|我(?:无法|不能|没有办法)|无法(?:回答|提供|确定)"
     r"|(?:没有|未)(?:提到|提及|提供|说明|给出)",
@@ -89,12 +110,13 @@ _POINTS_AT_PROMPT = re.compile(
 )
 _TOKEN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\W_]+(?:['’][^\W_]+)?")
 _LOOP = re.compile(r"(\S.{0,40}?)(?:[\s,，、;；]*\1){3,}", re.DOTALL)
+_PART = re.compile(r"[.!?;,。！？；，、\n]+")
 _LONG_BLANK = re.compile(r"\s{8,}|\n{4,}")
 _LEAK_TOKENS = {"en": 5, "zh": 4}
 
 
 def empty(candidate: Candidate) -> Finding | None:
-    if _TOKEN.search(candidate.answer):
+    if _TOKEN.search(candidate.answer) and not _NOTHING.fullmatch(candidate.answer):
         return None
     return Finding("empty", f"the answer has no word in it: {candidate.answer[:20]!r}")
 
@@ -126,19 +148,32 @@ def format_slip(candidate: Candidate) -> Finding | None:
 
 def wrong_language(candidate: Candidate) -> Finding | None:
     """Another script or tongue than the passage's. Foreign words that the passage itself uses are allowed."""
-    answer, source = candidate.answer, candidate.passage + candidate.question
-    foreign = [c for c in _FOREIGN_SCRIPT.findall(answer) if c not in source]
+    foreign = [c for c in _FOREIGN_SCRIPT.findall(candidate.answer) if not _in_source(c, candidate)]
     if candidate.language == "en":
-        foreign += [c for c in _HAN.findall(answer) if c not in source]
-        words = [w.lower() for w in _TOKEN.findall(answer)]
-        if not foreign and len(words) >= 6 and not _ENGLISH_GLUE & set(words):
-            return Finding("language", "six words and more, none of them a common English one")
+        foreign += [c for c in _HAN.findall(candidate.answer) if not _in_source(c, candidate)]
+        foreign = foreign or _foreign_words(candidate)
     else:
-        known = source.lower()
-        foreign += [w for w in _LATIN_WORD.findall(answer) if w.lower() not in known]
-        if not foreign and not _HAN.search(answer) and _HAN.search(source):
-            return Finding("language", "no Chinese character in an answer to a Chinese passage")
+        foreign += [w for w in _LATIN_WORD.findall(candidate.answer) if not _in_source(w, candidate)]
+        if not foreign and not _HAN.search(candidate.answer) and _LATIN_WORD.search(candidate.answer):
+            whole = candidate.answer.strip().lower() in candidate.passage.lower()
+            foreign = [] if whole else candidate.answer.split()
     return Finding("language", f"not in {candidate.language}: {foreign[:3]}") if foreign else None
+
+
+def _in_source(word: str, candidate: Candidate) -> bool:
+    return word.lower() in candidate.passage.lower() or word.lower() in candidate.question.lower()
+
+
+def _foreign_words(candidate: Candidate) -> list[str]:
+    """The answer's own words where they are of another European tongue: by their small words, or by the lack of any."""
+    words = _tokens(candidate.answer)
+    source = candidate.passage.lower()
+    other = [w for w in words if w in _FOREIGN_GLUE or not w.isascii()]
+    own = [w for w in words if w not in source]
+    if len(other) >= 2 and len(other) > sum(w in _ENGLISH_GLUE for w in words) and len(own) * 3 >= len(words):
+        return other
+    accented = any(not w.isascii() for w in own)
+    return own if accented and len(words) >= 6 and not _ENGLISH_GLUE & set(words) else []
 
 
 def refusal(candidate: Candidate) -> Finding | None:
@@ -175,11 +210,19 @@ def repetition(candidate: Candidate) -> Finding | None:
         return Finding("repetition", f"four times and more in a row: {loop.group(1)!r}")
     if _LONG_BLANK.search(candidate.answer):
         return Finding("repetition", "a loop of white space")
+    said = [tuple(_tokens(part)) for part in _PART.split(candidate.answer)]
+    again = next((part for part in said if len(part) > 1 and said.count(part) > 1), None)
+    if again and not _says_twice(candidate.passage, again):
+        return Finding("repetition", f"said more than once: {' '.join(again)!r}")
     tokens = _tokens(candidate.answer)
-    repeated = [t for t in _runs(tokens, 4) if t > 1]
-    if len(tokens) >= 16 and sum(repeated) > len(tokens) / 3:
+    repeated = {run: count for run, count in _runs(tokens, 4).items() if count > 1}
+    if len(tokens) >= 16 and sum(repeated.values()) > len(tokens) / 3 and not _repeats(candidate.passage, repeated):
         return Finding("repetition", f"of {len(tokens)} words a third and more repeat the same four")
     return None
+
+
+def _says_twice(passage: str, part: tuple[str, ...]) -> bool:
+    return [tuple(_tokens(p)) for p in _PART.split(passage)].count(part) > 1
 
 
 def too_long(candidate: Candidate) -> Finding | None:
@@ -214,10 +257,16 @@ def _shingles(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
 
 
-def _runs(tokens: list[str], length: int) -> list[int]:
+def _repeats(passage: str, runs: dict[tuple[str, ...], int]) -> bool:
+    """Whether the passage itself says most of the runs more than once, as a list of prices does."""
+    own = _runs(_tokens(passage), 4)
+    return 2 * sum(own.get(run, 0) > 1 for run in runs) > len(runs)
+
+
+def _runs(tokens: list[str], length: int) -> dict[tuple[str, ...], int]:
     """How often each sequence of ``length`` tokens occurs."""
     counts: dict[tuple[str, ...], int] = {}
     for i in range(len(tokens) - length + 1):
         run = tuple(tokens[i : i + length])
         counts[run] = counts.get(run, 0) + 1
-    return list(counts.values())
+    return counts

@@ -1,42 +1,55 @@
 """Writes a dataset: outcomes come in, in passage order; records, rejects, exports, prompts and card go to the store.
 
-Everything lies under one prefix that belongs to the attempt. Memory holds an index of the rows, never the rows.
+Everything lies under one prefix that belongs to the attempt. How answers ended is counted here, what becomes of their
+rows is decided in ``row_writer``.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from textmill.contracts.datasets import Cost, DatasetManifest, Record, Reject, Split
+from textmill.contracts.datasets import (
+    AnswerForm,
+    BudgetSpent,
+    Cost,
+    DatasetManifest,
+    Reject,
+    Rung,
+    RungYield,
+    Strategy,
+)
 from textmill.contracts.jobs import SynthJob
 from textmill.errors import JobFailed
 from textmill.store import ObjectStore
-from textmill_synth.augment import Augmentation, QuestionIndex, shuffle_key
-from textmill_synth.card import render_card
+from textmill_synth.augment import Augmentation, QuestionIndex
+from textmill_synth.card import put_card
+from textmill_synth.checks import Finding
 from textmill_synth.corpus import Documents
-from textmill_synth.export import TEXT_FORMATS, ParquetFile
+from textmill_synth.croissant import with_croissant
 from textmill_synth.generation import Settled
+from textmill_synth.ladder import RungTally
 from textmill_synth.prompts import Prompt
+from textmill_synth.quality.screen import Verdict
+from textmill_synth.row_writer import RowWriter, WrittenRows
 from textmill_synth.spool import Spool
-from textmill_synth.strategies.base import Answer, DeadLetter, Rejection
+from textmill_synth.strategies.base import Answer, DeadLetter, Outcome, Rejection
 from textmill_synth.tally import Tally
-
-SPLITS: tuple[Split, ...] = get_args(Split)
-_CARD_EXAMPLES = 6
-_STOP_CHECK_ROWS = 1_000
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What the calls behind the dataset cost, those of earlier attempts and jobs included."""
+    """What the calls behind the dataset cost, those of earlier attempts and jobs included.
+
+    ``hedged_calls`` were made a second time because the first took long. ``budget`` is None without one.
+    """
 
     cost: Cost
     calls: int
     calls_reused: int
+    hedged_calls: int = 0
+    budget: BudgetSpent | None = None
 
 
 class DatasetWriter:
@@ -57,16 +70,17 @@ class DatasetWriter:
         self._job = job
         self._tally = tally
         self._folder = folder
-        self._questions = QuestionIndex()
+        self._questions = QuestionIndex(job.asking.near_duplicate)
         self._files = ExitStack()
-        self._examples: list[Record] = []
-        self._document_ids: dict[str, None] = {}
+        self._rows = RowWriter(store, folder, job.quality, job.seed)
         self._prompt_versions: set[str] = set()
         self._models: set[str] = set()
+        self._rungs: Counter[Rung] = Counter()
+        self._passages = 0
         self.passages_skipped = 0
 
     def __enter__(self) -> "DatasetWriter":
-        self._spools = {split: self._files.enter_context(Spool(self._folder / f"{split}.jsonl")) for split in SPLITS}
+        self._files.enter_context(self._rows)
         self._rejects = self._files.enter_context(Spool(self._folder / "rejects.jsonl"))
         return self
 
@@ -75,18 +89,23 @@ class DatasetWriter:
 
     def add(self, outcomes: list[Settled]) -> None:
         """Write down how the answers asked of one passage ended."""
+        self._passages += 1
         self.passages_skipped += not outcomes
         for settled in outcomes:
-            outcome: Answer | Rejection | DeadLetter = settled.outcome
-            if isinstance(outcome, Answer) and (clash := self._questions.claim(outcome)):
-                outcome = Rejection(clash.reason, clash.detail, outcome.text, outcome.prompted)
+            outcome = self._admitted(settled.outcome)
             if isinstance(outcome, Answer):
                 self._accept(settled, outcome)
             else:
                 self._reject(settled, outcome)
 
     def publish(
-        self, prefix: str, spending: Spending, prompts: Sequence[Prompt], check: Callable[[], None]
+        self,
+        prefix: str,
+        spending: Spending,
+        prompts: Sequence[Prompt],
+        check: Callable[[], None],
+        rungs: RungTally,
+        answer_form: AnswerForm,
     ) -> DatasetManifest:
         """Upload all under ``prefix`` and return the manifest, which the caller writes last.
 
@@ -94,6 +113,57 @@ class DatasetWriter:
             JobFailed: no answer was accepted; the rejects are uploaded all the same.
         """
         rejects_key = self._upload_rejects(prefix)
+        self._fail_without_answers(rejects_key)
+        used = {prompt.version: prompt for prompt in prompts if prompt.version in self._prompt_versions}
+        for prompt in used.values():
+            self._store.put(prompt.key, prompt.text.encode())
+        rows = self._rows.publish(prefix, check)
+        bare = self._manifest(prefix, rejects_key, rows, spending, rungs, answer_form)
+        manifest = with_croissant(self._store, bare, prefix, check)
+        prompt_keys = {version: prompt.key for version, prompt in used.items()}
+        put_card(self._store, manifest, rows.quality, rows.examples, prompt_keys, self.passages_skipped)
+        return manifest
+
+    def _manifest(
+        self,
+        prefix: str,
+        rejects_key: str,
+        rows: WrittenRows,
+        spending: Spending,
+        rungs: RungTally,
+        answer_form: AnswerForm,
+    ) -> DatasetManifest:
+        return DatasetManifest(
+            dataset_id=self._job.dataset_id,
+            corpus_id=self._job.corpus_id,
+            records=rows.records,
+            counts=self._tally.total(),
+            counts_by_strategy=self._tally.by_strategy(),
+            cost=spending.cost,
+            calls=spending.calls,
+            calls_reused=spending.calls_reused,
+            records_keys=rows.records_keys,
+            rejects_key=rejects_key,
+            card_key=f"{prefix}README.md",
+            exports=rows.exports,
+            export_notes=rows.export_notes,
+            document_ids=rows.document_ids,
+            prompt_versions=sorted(self._prompt_versions),
+            models=sorted(self._models),
+            rows_made=rows.rows_made,
+            dropped_by_rule=rows.dropped_by_rule,
+            drops_key=rows.drops_key,
+            quality_key=rows.quality_key,
+            rungs=self._rung_yields(rungs),
+            coverage=self._questions.coverage.report(),
+            hedged_calls=spending.hedged_calls,
+            budget_spent=spending.budget,
+            passages=self._passages,
+            left_out=self._tally.left_out.total(),
+            answer_form=answer_form,
+        )
+
+    def _fail_without_answers(self, rejects_key: str) -> None:
         total = self._tally.total()
         if total.accepted == 0:
             raise JobFailed(
@@ -101,40 +171,25 @@ class DatasetWriter:
                 f"{total.dead_lettered}, passages without a question {self.passages_skipped}; see {rejects_key}, and "
                 "check the question sets' subject and language against the passages"
             )
-        used = [prompt for prompt in prompts if prompt.version in self._prompt_versions]
-        for prompt in used:
-            self._store.put(prompt.key, prompt.text.encode())
-        manifest = DatasetManifest(
-            dataset_id=self._job.dataset_id,
-            corpus_id=self._job.corpus_id,
-            records={split: len(spool) for split, spool in self._spools.items()},
-            counts=total,
-            counts_by_strategy=self._tally.by_strategy(),
-            cost=spending.cost,
-            calls=spending.calls,
-            calls_reused=spending.calls_reused,
-            records_keys={split: self._upload_records(prefix, split, check) for split in SPLITS},
-            rejects_key=rejects_key,
-            card_key=f"{prefix}README.md",
-            exports={name: self._upload(prefix, fmt.file_name) for name, fmt in TEXT_FORMATS.items()},
-            document_ids=list(self._document_ids),
-            prompt_versions=sorted(self._prompt_versions),
-            models=sorted(self._models),
-        )
-        card = render_card(manifest, self._examples, self.passages_skipped, {p.version: p.key for p in used})
-        self._store.put(manifest.card_key, card.encode())
-        return manifest
+
+    def _admitted(self, outcome: Outcome) -> Outcome:
+        """An answer to a question that the dataset has already is rejected."""
+        admitted = self._questions.admit(outcome) if isinstance(outcome, Answer) else outcome
+        if isinstance(admitted, Finding) and isinstance(outcome, Answer):
+            return Rejection(admitted.reason, admitted.detail, outcome.text, outcome.prompted)
+        assert not isinstance(admitted, Finding)
+        return admitted
 
     def _accept(self, settled: Settled, answer: Answer) -> None:
-        span = self._documents.locate(settled.passage, *answer.evidence)
-        records = list(self._augmentation.records(settled.passage, settled.strategy, answer, span))
-        for record in records:
-            order = shuffle_key(record.record_id, self._job.seed)
-            self._spools[record.split].append(record.to_json(), order)
-        if len(self._examples) < _CARD_EXAMPLES:
-            self._examples += records[:1]
-        self._document_ids[settled.passage.document_id] = None
+        made = (settled.passage, settled.strategy, answer, self._documents.locate)
+        for record in self._augmentation.records(*made):
+            self._rows.add(record)
+        for record, drop in self._augmentation.dropped(*made):
+            self._rows.drop(record, Verdict(drop.reason, drop.value, drop.threshold))
+        if answer.prompted:
+            self._rungs[answer.prompted.rung] += 1
         self._note(answer)
+        self._prompt_versions.update(p.prompt_version for p in answer.topic.ask if p.prompt_version)
         self._tally.accepted[settled.strategy] += 1
 
     def _reject(self, settled: Settled, outcome: Rejection | DeadLetter) -> None:
@@ -149,6 +204,7 @@ class DatasetWriter:
             prompt_version=prompted.prompt_version if prompted else None,
             model=self._augmentation.model if prompted else None,
             call_id=prompted.call.call_id if prompted else None,
+            rung=prompted.rung if prompted else None,
         )
         self._rejects.append(reject.to_json(), len(self._rejects))
         self._note(outcome)
@@ -162,36 +218,22 @@ class DatasetWriter:
             self._prompt_versions.add(outcome.prompted.prompt_version)
             self._models.add(self._augmentation.model)
 
-    def _upload_records(self, prefix: str, split: Split, check: Callable[[], None]) -> str:
-        """Parquet for the split; the training split in all text formats beside it, in the same pass."""
-        name = f"records-{split}.parquet"
-        with ExitStack() as stack:
-            parquet = stack.enter_context(ParquetFile(self._folder / name))
-            texts = []
-            for fmt in TEXT_FORMATS.values() if split == "train" else ():
-                file = stack.enter_context((self._folder / fmt.file_name).open("w", encoding="utf-8", newline=""))
-                file.write(fmt.header)
-                texts.append((fmt, file))
-            for row, line in enumerate(self._spools[split].in_order()):
-                if row % _STOP_CHECK_ROWS == 0:
-                    check()
-                record = Record.model_validate_json(line)
-                parquet.write(record)
-                for fmt, file in texts:
-                    file.write(fmt.line(record))
-        return self._upload(prefix, name)
+    def _rung_yields(self, tally: RungTally) -> dict[Rung, RungYield]:
+        """In how many responses each rung was tried and helped, and in how many accepted answers that ended."""
+        tried, gained = _by_rung(tally.tried), _by_rung(tally.gained)
+        return {
+            rung: RungYield(tried=tried[rung], gained=gained[rung], accepted=self._rungs[rung])
+            for rung in sorted({*tried, *self._rungs})
+        }
 
     def _upload_rejects(self, prefix: str) -> str:
         key = f"{prefix}rejects.jsonl"
-        self._store.put_stream(key, (line + b"\n" for line in self._rejects.in_order()))
+        self._store.put_stream(key, (line + b"\n" for _, line in self._rejects.in_order()))
         return key
 
-    def _upload(self, prefix: str, name: str) -> str:
-        self._store.put_stream(f"{prefix}{name}", _chunks(self._folder / name))
-        return f"{prefix}{name}"
 
-
-def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(size):
-            yield chunk
+def _by_rung(counts: Mapping[tuple[Strategy, Rung], int]) -> Counter[Rung]:
+    found: Counter[Rung] = Counter()
+    for (_, rung), count in counts.items():
+        found[rung] += count
+    return found

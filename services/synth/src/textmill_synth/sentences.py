@@ -14,7 +14,7 @@ _HEADING = r"(?m:^#{1,6} [^\n]*(?:\n|$))"
 _BOUNDARY = re.compile(f"{_HEADING}|{_CHINESE_END}|{_WESTERN_END}|{_BLOCK_END}")
 _COMPLETE = re.compile(rf"(?:[。！？…]|[.!?])[{_CLOSING}]*\s*$")
 # A full stop behind these does not end a sentence: "Fig. 3", "e.g. this", "J. Legge", "1. item".
-_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|vs|cf|ca|al|e\.g|i\.e)|\b[A-Z]|^\d{1,3})\.$")
+_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|vs|cf|ca|al|e\.g|i\.e)|(?<![°\d])(?<!\d )\b[A-Z]|^\d{1,3})\.$")
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from itertools import islice
+from typing import get_args
 
 from textmill.contracts.base import Contract
 from textmill.contracts.datasets import DatasetManifest, Record, Reject, Split
-from textmill.contracts.documents import Document, Span
+from textmill.contracts.documents import Document, Passage, Span
+from textmill.contracts.quality import Drop
 from textmill.contracts.runs import ModelManifest
 from textmill.errors import Conflict, NotFound
 from textmill.store import ObjectStore
 from textmill_synth.corpus import Corpus, Documents, stored_lines
+from textmill_synth.rowgroups import RowGroup, row_groups
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class EvidenceSource(Contract):
@@ -24,8 +26,27 @@ class EvidenceSource(Contract):
     verbatim: bool
 
 
+class FurtherSource(Contract):
+    """Another passage that the answer draws on."""
+
+    passage_id: str
+    passage_text: str
+    document: Document
+    evidence: EvidenceSource
+
+
+class SourceRecord(Contract):
+    """A record of another dataset."""
+
+    dataset_id: str
+    record_id: str
+
+
 class RecordLineage(Contract):
-    """The way back from an answer: its record, its passage, its document, and the sentence there."""
+    """The way back from an answer: its record, its passage, its document, and the sentence there.
+
+    ``taken_from`` leads from a mixture or a frozen set to the record that synth made, the nearest first.
+    """
 
     record: Record
     corpus_id: str
@@ -35,6 +56,8 @@ class RecordLineage(Contract):
     heading: str | None
     document: Document
     evidence: EvidenceSource
+    more_evidence: Sequence[FurtherSource] = ()
+    taken_from: Sequence[SourceRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -54,120 +77,139 @@ class StoredDatasets:
         except NotFound as exc:
             raise NotFound(f"no dataset {dataset_id!r}, or its job isn't done yet") from exc
 
+    def groups(self, dataset_id: str, splits: Sequence[Split] = SPLITS) -> Iterator[RowGroup]:
+        """All rows of these splits, in order. Reads the files' ends; rows are read when they are asked for."""
+        keys, start = self.manifest(dataset_id).records_keys, 0
+        for split in (split for split in splits if split in keys):
+            for group in row_groups(self.store, keys[split], start):
+                yield group
+                start = group.end
+
+    def stream(self, dataset_id: str, splits: Sequence[Split] = SPLITS) -> Iterator[Record]:
+        """All records of these splits, a row group in memory at a time."""
+        for group in self.groups(dataset_id, splits):
+            yield from group.records()
+
     def records(self, dataset_id: str, split: Split, after: int, limit: int) -> list[Record]:
         """At most ``limit`` records from row ``after`` on. Reads the row groups they lie in, nothing else."""
-        file = self._parquet(self.manifest(dataset_id).records_keys[split])
         found: list[Record] = []
-        start = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if start + rows > after and len(found) < limit:
-                table = file.read_row_group(group).slice(max(0, after - start), limit - len(found))
-                found += _records(table)
-            start += rows
+        for group in self.groups(dataset_id, (split,)):
+            if len(found) < limit and group.end > after:
+                first = max(0, after - group.start)
+                found += group.records(range(first, min(group.size, first + limit - len(found))))
         return found
 
     def record(self, dataset_id: str, record_id: str) -> Record:
         """Reads the id column of each split, and one row group. Raises ``NotFound``."""
-        for key in self.manifest(dataset_id).records_keys.values():
-            file = self._parquet(key)
-            for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, columns=["record_id"]).column(0)
-                row = pc.index(ids, record_id).as_py()
-                if row >= 0:
-                    return _records(file.read_row_group(group).slice(row, 1))[0]
+        for group in self.groups(dataset_id):
+            ids = group.column("record_id")
+            if record_id in ids:
+                return next(group.records([ids.index(record_id)]))
         raise NotFound(f"dataset {dataset_id} has no record {record_id!r}")
 
     def rejects(self, dataset_id: str, after: int, limit: int) -> list[Reject]:
         """At most ``limit`` rejects from line ``after`` on. Reads the file up to there."""
+        return [Reject.model_validate_json(line) for line in self._lines(dataset_id, after, limit)]
+
+    def reject_rows(self, dataset_id: str, after: int = 0) -> Iterator[tuple[int, Reject]]:
+        """Rejects with the numbers of their lines, from line ``after`` on."""
         lines = stored_lines(self.store, self.manifest(dataset_id).rejects_key)
-        rows = (line for number, line in enumerate(lines) if after <= number < after + limit)
-        return [Reject.model_validate_json(line) for line in rows]
+        return ((n, Reject.model_validate_json(line)) for n, line in enumerate(lines) if n >= after)
+
+    def drops(self, dataset_id: str, after: int, limit: int) -> list[Drop]:
+        """At most ``limit`` rows that were made and left out, from line ``after`` on. None of older datasets."""
+        key = self.manifest(dataset_id).drops_key
+        lines = islice(stored_lines(self.store, key), after, after + limit) if key else ()
+        return [Drop.model_validate_json(line) for line in lines]
+
+    def passages(self, dataset_id: str, record: Record) -> list[Passage]:
+        """All that the record's answer draws on, its own passage first. Reads the corpus up to them."""
+        wanted = dict.fromkeys([record.passage_id, *(e.passage_id for e in record.more_evidence)])
+        corpus_id = self.manifest(self._origin(dataset_id, record)[0]).corpus_id
+        matching = (p for p in Corpus(self.store, corpus_id).passages() if p.passage_id in wanted)
+        found = {passage.passage_id: passage for passage in islice(matching, len(wanted))}
+        if missing := wanted.keys() - found.keys():
+            raise NotFound(f"corpus {corpus_id} has no passage {', '.join(sorted(missing))}")
+        return [found[passage_id] for passage_id in wanted]
 
     def lineage(self, dataset_id: str, record_id: str) -> RecordLineage:
-        record, corpus_id = self.record(dataset_id, record_id), self.manifest(dataset_id).corpus_id
-        passage, documents = Corpus(self.store, corpus_id).passage(record.passage_id), Documents(self.store)
-        original = documents.original(record.document_id, record.evidence_span)
+        record, documents = self.record(dataset_id, record_id), Documents(self.store)
+        passage, *others = self.passages(dataset_id, record)
+        made_in, taken_from = self._origin(dataset_id, record)
+        texts = {other.passage_id: other.text for other in (passage, *others)}
         return RecordLineage(
             record=record,
-            corpus_id=corpus_id,
+            corpus_id=self.manifest(made_in).corpus_id,
             passage_id=passage.passage_id,
             passage_index=passage.index,
             passage_text=passage.text,
             heading=passage.heading,
             document=documents.get(record.document_id),
-            evidence=EvidenceSource(span=record.evidence_span, original=original, verbatim=original == record.evidence),
+            evidence=_evidence(documents, record.document_id, record.evidence_span, record.evidence),
+            more_evidence=[
+                FurtherSource(
+                    passage_id=more.passage_id,
+                    passage_text=texts[more.passage_id],
+                    document=documents.get(more.document_id),
+                    evidence=_evidence(documents, more.document_id, more.span, more.text),
+                )
+                for more in record.more_evidence
+            ],
+            taken_from=taken_from,
         )
 
     def delete(self, dataset_id: str) -> None:
-        """Remove the dataset, its manifest first. Calls stay in the ledger.
+        """Remove the dataset, its manifest first, and its review. Calls stay in the ledger.
 
         Raises:
-            Conflict: models were trained on it; the message names them.
+            Conflict: models were trained on it, or datasets made from it; the message names them.
         """
         self.manifest(dataset_id)
-        models = self._models_of(dataset_id)
-        if models:
+        if models := self._models_of(dataset_id):
             raise Conflict(
                 f"dataset {dataset_id} is what these models were trained on: {', '.join(models)}; delete them first"
             )
+        if children := self._made_from(dataset_id):
+            raise Conflict(
+                f"from dataset {dataset_id} these were mixed or frozen: {', '.join(children)}; delete them first"
+            )
         self.store.delete(_manifest_key(dataset_id))
-        for info in list(self.store.list(f"datasets/{dataset_id}/")):
-            self.store.delete(info.key)
+        for prefix in (f"datasets/{dataset_id}/", f"reviews/{dataset_id}/"):
+            for info in list(self.store.list(prefix)):
+                self.store.delete(info.key)
+
+    def _origin(self, dataset_id: str, record: Record) -> tuple[str, list[SourceRecord]]:
+        """The dataset that synth made the record in, and the way there."""
+        way: list[SourceRecord] = []
+        while record.source_dataset_id is not None and record.source_record_id is not None:
+            way.append(SourceRecord(dataset_id=record.source_dataset_id, record_id=record.source_record_id))
+            dataset_id, manifest = record.source_dataset_id, self.manifest(record.source_dataset_id)
+            if not manifest.parent_dataset_id and not manifest.sources:
+                break
+            record = self.record(dataset_id, record.source_record_id)
+        return dataset_id, way
+
+    def _made_from(self, dataset_id: str) -> Sequence[str]:
+        manifests = (self.manifest(found) for found in self.dataset_ids())
+        return [
+            m.dataset_id
+            for m in manifests
+            if m.parent_dataset_id == dataset_id or dataset_id in (source.dataset_id for source in m.sources)
+        ]
 
     def _models_of(self, dataset_id: str) -> Sequence[str]:
         manifests = (i.key for i in self.store.list("models/") if i.key.endswith("/manifest.json"))
         models = (ModelManifest.model_validate_json(self.store.get(key)) for key in manifests)
         return [model.model_id for model in models if model.lineage.dataset_id == dataset_id]
 
-    def _parquet(self, key: str) -> pq.ParquetFile:
-        return pq.ParquetFile(pa.PythonFile(_RangeReader(self.store, key), mode="r"))
+    def _lines(self, dataset_id: str, after: int, limit: int) -> Iterator[bytes]:
+        return islice(stored_lines(self.store, self.manifest(dataset_id).rejects_key), after, after + limit)
 
 
-class _RangeReader:
-    """A file-like view of an object: what Parquet's reader asks for is one range GET each."""
-
-    def __init__(self, store: ObjectStore, key: str) -> None:
-        self._store = store
-        self._key = key
-        self._position = 0
-        self._size = next((info.size_bytes for info in store.list(key) if info.key == key), -1)
-        if self._size < 0:
-            raise NotFound(f"no object at {key!r}, though a manifest names it")
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._position + size)
-        data = self._store.get_range(self._key, self._position, end)
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
+def _evidence(documents: Documents, document_id: str, span: Span, text: str) -> EvidenceSource:
+    original = documents.original(document_id, span)
+    return EvidenceSource(span=span, original=original, verbatim=original == text)
 
 
 def _manifest_key(dataset_id: str) -> str:
     return f"datasets/{dataset_id}/manifest.json"
-
-
-def _records(table: pa.Table) -> list[Record]:
-    return [Record.model_validate(row) for row in table.to_pylist()]

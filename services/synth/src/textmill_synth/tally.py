@@ -8,12 +8,16 @@ from textmill.contracts.datasets import Counts, Strategy
 
 @dataclass
 class Tally:
-    """``requested`` is counted when an answer is asked for, the rest when it is written down."""
+    """``requested`` is counted when an answer is asked for, the rest when it is written down.
+
+    What was ``left_out`` on purpose was not asked for: it stands beside the balance.
+    """
 
     requested: Counter[Strategy] = field(default_factory=Counter)
     accepted: Counter[Strategy] = field(default_factory=Counter)
     rejected: Counter[tuple[Strategy, str]] = field(default_factory=Counter)
     dead_lettered: Counter[Strategy] = field(default_factory=Counter)
+    left_out: Counter[Strategy] = field(default_factory=Counter)
 
     def by_strategy(self) -> dict[Strategy, Counts]:
         """Raises ``ValidationError`` when what was asked for and what was settled differ."""

@@ -6,17 +6,14 @@ Knows nothing of LLMs or splits.
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
-
+from textmill.contracts.datasets import Axis, Message
 from textmill.contracts.documents import Language, Passage
-from textmill.contracts.jobs import Question, QuestionSet
+from textmill.contracts.synthesis import Question, QuestionSet
 from textmill.errors import BadRequest
+from textmill_synth.asking.ways import built_in_ways
 from textmill_synth.checks import Finding
 
 _SLOT = re.compile(r"{(\w+)}")
@@ -25,10 +22,51 @@ _NO_WORD = re.compile(r"[^\w{}]+|_+")
 
 @dataclass(frozen=True)
 class Phrasing:
-    """A question and the name of the way it is asked."""
+    """A question and the name of the way it is asked. ``history`` is what was said before it, ``evidence`` where in the
+    passage that comes from.
+
+    ``added`` is set on a wording that the asking options called for: unlike the others it may be left out or replaced.
+    ``call_id`` and ``prompt_version`` are those of the call that wrote it, where an LLM did.
+    """
 
     way: str
     question: str
+    axis: Axis = "plain"
+    history: Sequence[Message] = ()
+    added: bool = False
+    call_id: str | None = None
+    prompt_version: str | None = None
+    evidence: tuple[int, int] | None = None
+
+    @property
+    def said(self) -> str:
+        """All that is said up to the answer: a follow-up is no question by itself."""
+        return "\n".join([*(message.content for message in self.history), self.question])
+
+
+@dataclass(frozen=True)
+class DroppedWording:
+    """A wording that was made and not kept, and why: ``value`` reached the ``threshold`` of the rule ``reason``."""
+
+    phrasing: Phrasing
+    reason: str
+    detail: str
+    value: float = 1.0
+    threshold: float = 1.0
+
+
+@dataclass(frozen=True)
+class Further:
+    """What the asking options brought besides a topic's own wordings.
+
+    ``wanted`` are the quotas, ``missing`` what came short of them, by axis and reason. ``reserve`` holds wordings that
+    take the place of added ones which the dataset has already; ``dropped`` those not kept.
+    """
+
+    wanted: Mapping[Axis, int] = field(default_factory=dict)
+    missing: Mapping[tuple[Axis, str], int] = field(default_factory=dict)
+    reserve: Sequence[Phrasing] = ()
+    dropped: Sequence[DroppedWording] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +74,7 @@ class Topic:
     """One answer to be had from a passage. ``ask`` is for training, and empty while the subject isn't known yet.
 
     ``key`` is where the fact stands in the passage's text. ``flaw`` says why the topic can't be asked at all.
+    ``subject`` has the words that name what is asked about, as they stand in the questions.
     """
 
     question_id: str
@@ -43,20 +82,8 @@ class Topic:
     held_out: Sequence[Phrasing] = ()
     key: tuple[int, int] | None = None
     flaw: Finding | None = None
-
-
-class _Way(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str
-    ask: str = Field(pattern=r"\{content\}")
-
-
-class _Ways(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ask: list[_Way]
-    held_out: list[_Way]
+    subject: Sequence[str] = ()
+    further: Further = Further()
 
 
 def owner_topics(passage: Passage, question_sets: Sequence[QuestionSet]) -> list[Topic]:
@@ -81,10 +108,10 @@ def subject_topic(passage: Passage) -> Topic:
 def titled_topic(question_id: str, title: str, language: Language) -> Topic:
     """All built-in ways of asking about a title, which is cleaned of heading marks and a closing full stop."""
     content = title.strip().lstrip("#").strip().rstrip("。.：:")
-    ways = _built_in_ways(language)
-    ask = tuple(Phrasing(way.id, way.ask.format(content=content)) for way in ways.ask)
-    held_out = tuple(Phrasing(way.id, way.ask.format(content=content)) for way in ways.held_out)
-    return Topic(question_id, ask, held_out)
+    ways = built_in_ways(language)
+    ask = tuple(Phrasing(way.id, way.ask.format(content=content), way.axis) for way in ways.ask)
+    held_out = tuple(Phrasing(way.id, way.ask.format(content=content), way.axis) for way in ways.held_out)
+    return Topic(question_id, ask, held_out, subject=(content,))
 
 
 def validate_question_sets(question_sets: Sequence[QuestionSet]) -> None:
@@ -116,11 +143,12 @@ def normal_form(question: str) -> str:
 def _owner_topic(passage: Passage, question: Question, slots: dict[str, str]) -> Topic:
     ask = tuple(Phrasing(f"ask-{n}", w.format(**slots)) for n, w in enumerate(question.ask, 1))
     held_out = tuple(Phrasing(f"held-out-{n}", w.format(**slots)) for n, w in enumerate(question.held_out, 1))
+    subject = tuple(value for value in dict.fromkeys(slots.values()) if value)
     found = re.search(question.key, passage.text)
     if found is None or not found.group("key"):
         flaw = Finding("key_not_in_passage", f"the key of question {question.id!r} doesn't match: {question.key!r}")
-        return Topic(question.id, ask, held_out, flaw=flaw)
-    return Topic(question.id, ask, held_out, key=found.span("key"))
+        return Topic(question.id, ask, held_out, flaw=flaw, subject=subject)
+    return Topic(question.id, ask, held_out, key=found.span("key"), subject=subject)
 
 
 def _groups(pattern: str, what: str) -> set[str]:
@@ -139,9 +167,3 @@ def _validate_slots(question: Question, groups: set[str]) -> None:
                 f"wording {wording!r} of question {question.id!r} has a slot that the subject doesn't fill: "
                 f"{sorted(unknown) or 'a stray brace'}; the subject's groups are {sorted(groups)}"
             )
-
-
-@cache
-def _built_in_ways(language: Language) -> _Ways:
-    text = files("textmill_synth").joinpath("ways", f"{language}.yaml").read_text(encoding="utf-8")
-    return _Ways.model_validate(yaml.safe_load(text))

@@ -3,45 +3,39 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from prometheus_client import Counter
 
-from textmill.contracts.datasets import DatasetManifest
-from textmill.contracts.datasets import Strategy as StrategyName
-from textmill.contracts.documents import Language
+from textmill.contracts.datasets import BudgetSpent, Cost, Counts
 from textmill.contracts.jobs import Output, SynthJob
 from textmill.errors import Stopped
 from textmill.worker import JobContext
-from textmill_synth.admission import Admission
+from textmill_synth.assembly import Assembly, open_assembly
 from textmill_synth.augment import Augmentation, eval_documents
+from textmill_synth.budget import open_budget
 from textmill_synth.corpus import Corpus, Documents
 from textmill_synth.dataset import DatasetWriter, Spending
-from textmill_synth.generation import Generation
+from textmill_synth.generation import Generation, Settled
+from textmill_synth.known import load_known
 from textmill_synth.ledger import Ledger
-from textmill_synth.llm import CallFailed, ChatClient, ChatRequest, RetryPolicy, open_session
-from textmill_synth.prompts import Prompt, load_prompt
-from textmill_synth.responses import Summarised, TitledSummary, json_summary
 from textmill_synth.settings import SynthSettings
-from textmill_synth.strategies.base import Generator, ResponseForm, Strategy
-from textmill_synth.strategies.passage import Extractive
-from textmill_synth.strategies.qa import QuestionAnswering
-from textmill_synth.strategies.summary import Summary
 from textmill_synth.tally import Tally
 from textmill_synth.topics import validate_question_sets
 
 log = logging.getLogger(__name__)
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
+T = TypeVar("T")
 _PASSAGES_AHEAD = 4
 """Passages in hand per permit: so that one slow call at the head doesn't leave the others without work."""
 
 CALLS = Counter("textmill_synth_calls_total", "Tries of LLM calls, and calls found in the ledger", ["outcome"])
+REQUESTED = Counter("textmill_synth_answers_requested_total", "Answers asked for, however they ended")
 RECORDS = Counter("textmill_synth_answers_total", "Answers asked for, by how they ended", ["outcome", "reason"])
 TOKENS = Counter("textmill_synth_tokens_total", "Tokens paid, by direction", ["direction"])
+RUNGS = Counter("textmill_synth_rungs_total", "Tries to make use of a response, by rung", ["rung", "outcome"])
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class SynthHandler:
     def __call__(self, job: SynthJob, context: JobContext) -> Output:
         validate_question_sets(job.question_sets)
         corpus, documents = Corpus(context.store, job.corpus_id), Documents(context.store)
+        left_out = load_known(context.store, job.leave_out_known)
         model, tally = job.model or self.settings.llm_model, Tally()
         held_back = eval_documents(corpus.manifest.document_ids, job.eval_fraction, job.seed)
         augmentation = Augmentation(held_back, job.system_prompt, model)
@@ -60,94 +55,59 @@ class SynthHandler:
             tempfile.TemporaryDirectory(prefix="textmill-synth-") as folder,
             DatasetWriter(context.store, documents, augmentation, job, tally, Path(folder)) as writer,
         ):
-            work = self._generate(job, context, corpus, model, tally, writer)
-            spending = asyncio.run(_until_stopped(work, context))
+            work = self._generate(job, context, corpus, left_out, tally, writer)
+            generated = asyncio.run(until_stopped(work, context))
             context.progress("write")
             prefix = f"datasets/{job.dataset_id}/{_attempt_name(context)}/"
-            manifest = writer.publish(prefix, spending, _prompts(), context.raise_if_stopped)
-        _count(manifest)
+            assembly = generated.assembly
+            prompts = list(assembly.generator.prompts.values())
+            form = assembly.capability.name
+            check = context.raise_if_stopped
+            manifest = writer.publish(prefix, generated.spending, prompts, check, assembly.rungs, form)
         return Output(
             manifest_key=f"datasets/{job.dataset_id}/manifest.json", manifest=manifest.model_dump(mode="json")
         )
 
     async def _generate(
-        self, job: SynthJob, context: JobContext, corpus: Corpus, model: str, tally: Tally, writer: DatasetWriter
-    ) -> Spending:
-        async with self._open_ledger(job, context) as ledger:
-            form = await self._form(ledger, job, model)
-            generator = Generator(ledger, model, job.temperature, job.max_answer_tokens, form)
-            strategies = [_strategy(name, job, generator) for name in dict.fromkeys(job.strategies)]
-            fallback = Extractive(job.question_sets) if job.extractive_fallback else None
+        self,
+        job: SynthJob,
+        context: JobContext,
+        corpus: Corpus,
+        left_out: frozenset[tuple[str, str]],
+        tally: Tally,
+        writer: DatasetWriter,
+    ) -> "_Generated":
+        async with (
+            open_budget(job.budget, context.store, job.job_id, context.scratch) as budget,
+            open_assembly(self.settings, context.store, job, lambda o: CALLS.labels(o).inc(), budget.wrap) as assembly,
+        ):
+            log.info("probed", extra={"job_id": job.job_id, "form": assembly.capability.name})
             window = _PASSAGES_AHEAD * self.settings.concurrency
+            generation = Generation(assembly.strategies, assembly.fallback, assembly.finishing, tally, window, left_out)
             done = 0
-            async for outcomes in Generation(strategies, fallback, tally, window).run(corpus.passages()):
-                await asyncio.to_thread(writer.add, outcomes)
-                done += 1
-                _report(context, corpus, done, tally, ledger)
-        return Spending(ledger.used, ledger.calls, ledger.calls_reused)
-
-    @asynccontextmanager
-    async def _open_ledger(self, job: SynthJob, context: JobContext) -> AsyncIterator[Ledger]:
-        url = job.llm_url or self.settings.llm_url
-        own = _origin(url) == _origin(self.settings.llm_url)
-        key = self.settings.llm_api_key if own and self.settings.llm_api_key.get_secret_value() else None
-        retry = RetryPolicy(max_tries=self.settings.max_tries, first_delay_s=self.settings.retry_delay_s)
-        admission = Admission(self.settings.concurrency)
-        async with open_session() as session:
-            client = ChatClient(
-                session,
-                url,
-                key,
-                admission,
-                self.settings.deadline_s,
-                retry,
-                lambda outcome: CALLS.labels(outcome).inc(),
-            )
-            async with Ledger(context.store, client) as ledger:
-                try:
-                    yield ledger
-                finally:
-                    CALLS.labels("reused").inc(ledger.calls_reused)
-                    TOKENS.labels("prompt").inc(ledger.paid.prompt_tokens)
-                    TOKENS.labels("completion").inc(ledger.paid.completion_tokens)
-
-    async def _form(self, ledger: Ledger, job: SynthJob, model: str) -> ResponseForm:
-        """How to ask for answers. ``auto``: JSON if the endpoint, asked once, returns the object it was asked for.
-
-        Small models keep to the schema and not to the task (title and summary both the whole text): they get text.
-        """
-        if self.settings.response_mode != "auto":
-            return self.settings.response_mode
-        if set(job.strategies) == {"passage"}:
-            return "text"
-        prompt = load_prompt("probe")
-        request = ChatRequest(model, prompt.render(), 0.0, 96, Summarised.model_json_schema())
-        try:
-            call = await ledger.ask(request, "probe", prompt.version)
-        except CallFailed as exc:
-            log.info("no structured output", extra={"job_id": job.job_id, "fault": exc.kind})
-            return "text"
-        parsed = json_summary(call.completion.text)
-        return "json" if isinstance(parsed, TitledSummary) and len(parsed.title) < len(parsed.summary) else "text"
+            try:
+                async for batch in generation.run(corpus.passages()):
+                    await asyncio.to_thread(_write, writer, batch)
+                    done += len(batch)
+                    _report(context, corpus, done, tally, assembly)
+            finally:
+                count_calls(assembly)
+        _count(tally.total())
+        return _Generated(assembly, _spending(assembly, budget.spent))
 
 
-def _strategy(name: StrategyName, job: SynthJob, generator: Generator) -> Strategy:
-    if name == "passage":
-        return Extractive(job.question_sets)
-    if name == "summary":
-        return Summary(generator, _load_prompts("summary"))
-    return QuestionAnswering(generator, _load_prompts("qa"), _load_prompts("qa-key"), job.question_sets, job.context)
+@dataclass(frozen=True)
+class _Generated:
+    assembly: Assembly
+    spending: Spending
 
 
-def _load_prompts(name: str) -> dict[Language, Prompt]:
-    return {language: load_prompt(f"{name}.{language}") for language in LANGUAGES}
+def _write(writer: DatasetWriter, batch: list[list[Settled]]) -> None:
+    for outcomes in batch:
+        writer.add(outcomes)
 
 
-def _prompts() -> Sequence[Prompt]:
-    return [prompt for name in ("qa", "qa-key", "summary") for prompt in _load_prompts(name).values()]
-
-
-async def _until_stopped(work: Coroutine[None, None, Spending], context: JobContext) -> Spending:
+async def until_stopped(work: Coroutine[None, None, T], context: JobContext) -> T:
     """Run the work, or cancel it as soon as the worker must let go; its ledger flushes on the way out."""
     task = asyncio.create_task(work)
     try:
@@ -161,7 +121,17 @@ async def _until_stopped(work: Coroutine[None, None, Spending], context: JobCont
         raise
 
 
-def _report(context: JobContext, corpus: Corpus, done: int, tally: Tally, ledger: Ledger) -> None:
+def _spending(assembly: Assembly, budget: BudgetSpent | None) -> Spending:
+    used = [ledger.used for ledger in assembly.ledgers]
+    cost = Cost(
+        prompt_tokens=sum(cost.prompt_tokens for cost in used),
+        completion_tokens=sum(cost.completion_tokens for cost in used),
+    )
+    calls, reused = (sum(counts) for counts in zip(*((x.calls, x.calls_reused) for x in assembly.ledgers), strict=True))
+    return Spending(cost, calls, reused, sum(client.stats.hedged for client in assembly.clients), budget)
+
+
+def _report(context: JobContext, corpus: Corpus, done: int, tally: Tally, assembly: Assembly) -> None:
     context.progress(
         "generate",
         done,
@@ -170,23 +140,36 @@ def _report(context: JobContext, corpus: Corpus, done: int, tally: Tally, ledger
         accepted=tally.accepted.total(),
         rejected=tally.rejected.total(),
         dead_lettered=tally.dead_lettered.total(),
-        calls=ledger.calls,
-        calls_reused=ledger.calls_reused,
+        left_out=tally.left_out.total(),
+        calls=sum(ledger.calls for ledger in assembly.ledgers),
+        calls_reused=sum(ledger.calls_reused for ledger in assembly.ledgers),
+        **assembly.rungs.figures(),
     )
 
 
-def _count(manifest: DatasetManifest) -> None:
-    RECORDS.labels("accepted", "").inc(manifest.counts.accepted)
-    RECORDS.labels("dead_lettered", "").inc(manifest.counts.dead_lettered)
-    for reason, count in manifest.counts.rejected_by_reason.items():
+def _count(counts: Counts) -> None:
+    """Of a generation that came to its end, whatever becomes of it: requested is the sum of the others."""
+    REQUESTED.inc(counts.requested)
+    RECORDS.labels("accepted", "").inc(counts.accepted)
+    RECORDS.labels("dead_lettered", "").inc(counts.dead_lettered)
+    for reason, count in counts.rejected_by_reason.items():
         RECORDS.labels("rejected", reason).inc(count)
+
+
+def count_calls(assembly: Assembly) -> None:
+    for ledger in assembly.ledgers:
+        count_ledger(ledger)
+    for outcome, counts in (("tried", assembly.rungs.tried), ("gained", assembly.rungs.gained)):
+        for (_, rung), count in counts.items():
+            RUNGS.labels(rung, outcome).inc(count)
+
+
+def count_ledger(ledger: Ledger) -> None:
+    CALLS.labels("reused").inc(ledger.calls_reused)
+    TOKENS.labels("prompt").inc(ledger.paid.prompt_tokens)
+    TOKENS.labels("completion").inc(ledger.paid.completion_tokens)
 
 
 def _attempt_name(context: JobContext) -> str:
     """Life and number of the attempt, as its scratch prefix has them: no replay writes over an earlier life."""
     return f"attempt-{context.scratch.rstrip('/').rsplit('/', 1)[-1].removeprefix('attempt-')}"
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from textmill.contracts.documents import Passage
-from textmill.contracts.jobs import QuestionSet
+from textmill.contracts.synthesis import QuestionSet
+from textmill_synth.checks import Finding
 from textmill_synth.sentences import sentence_around, sentence_spans
-from textmill_synth.strategies.base import Answer, Rejection
-from textmill_synth.topics import Topic, owner_topics, subject_topic
+from textmill_synth.strategies.base import Answer, Request, Settlement, Source, rejected, topics_of
+from textmill_synth.topics import Topic
 
 MAX_LEAD_CHARACTERS = 300
 
@@ -19,20 +20,25 @@ class Extractive:
 
     question_sets: Sequence[QuestionSet]
     name: ClassVar[Literal["passage"]] = "passage"
+    after_others: ClassVar[bool] = False
 
-    def topics(self, passage: Passage) -> Sequence[Topic]:
-        return owner_topics(passage, self.question_sets) if self.question_sets else [subject_topic(passage)]
+    def plan(self, source: Source) -> Sequence[Request]:
+        return [Request([topic]) for topic in topics_of(source.passage, self.question_sets)]
 
-    async def settle(self, passage: Passage, topic: Topic) -> Answer | Rejection:
-        if topic.flaw:
-            return Rejection(topic.flaw.reason, topic.flaw.detail)
-        span = sentence_around(passage.text, *topic.key) if topic.key else _lead(passage)
-        quoted = passage.text[slice(*span)]
-        if not quoted:
-            return Rejection("empty", "the passage has no sentence besides its heading")
-        # The evidence stays as it stands in the document; the answer doesn't keep its line breaks.
-        joiner = "" if passage.language == "zh" else " "
-        return Answer(topic, joiner.join(quoted.splitlines()) if "\n" in quoted else quoted, span)
+    async def settle(self, source: Source, request: Request) -> Sequence[Settlement]:
+        return [_quoted_answer(source.passage, topic) for topic in request.topics]
+
+
+def _quoted_answer(passage: Passage, topic: Topic) -> Settlement:
+    if topic.flaw:
+        return rejected(topic.flaw)
+    span = sentence_around(passage.text, *topic.key) if topic.key else _lead(passage)
+    quoted = passage.text[slice(*span)]
+    if not quoted:
+        return rejected(Finding("empty", "the passage has no sentence besides its heading"))
+    # The evidence stays as it stands in the document; the answer doesn't keep its line breaks.
+    joiner = "" if passage.language == "zh" else " "
+    return Answer(topic, joiner.join(quoted.splitlines()) if "\n" in quoted else quoted, span)
 
 
 def _lead(passage: Passage) -> tuple[int, int]:
