@@ -6,7 +6,7 @@ PACKAGES := core services/ingest services/synth services/trainer services/infere
 SOURCES := $(PACKAGES:%=%/src) tests bench
 JOBS ?= 2
 
-.PHONY: help setup demo test test-fast lint format bench-ingest clean
+.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -44,6 +44,9 @@ format: setup  ## put the code into its form
 
 bench-ingest: setup  ## the memory and speed of an upload of 2 GB
 	$(BIN)/python bench/ingest.py
+
+bench-synth: setup  ## synth's throughput, faults, kills and increments, and its peers
+	$(BIN)/python bench/synth.py
 
 clean:  ## remove the environment and what 'textmill up' kept
 	rm -rf $(VENV) .textmill demo-report

@@ -179,11 +179,9 @@ def _repeated(llm: FaultLlm) -> int:
 
 
 def _record_keys(store: Store, done: Done) -> list[str]:
-    """The passage of each training record that asks in the first of the ways that all passages are asked in."""
+    """The passage of each training record: there should be one record a passage."""
     data = store.open().get(done.manifest.records_keys["train"])
-    rows = pq.read_table(io.BytesIO(data), columns=["passage_id", "way"]).to_pylist()
-    first = min(row["way"] for row in rows)
-    return [row["passage_id"] for row in rows if row["way"] == first]
+    return [row["passage_id"] for row in pq.read_table(io.BytesIO(data), columns=["passage_id"]).to_pylist()]
 
 
 def increment(store: Store, findings: Findings, options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import synth_world as world
 
 BENCH = Path(__file__).resolve().parent
 NAMES = ("bespokelabs-curator", "distilabel", "synthetic-data-kit")
-PROMPT = "Text: {passage}\n\nQuestion: What does {subject} stand for?\n\nAnswer in one short, full sentence."
+PROMPT = f"Text: {{passage}}\n\nQuestion: {world.QUESTION}\n\nAnswer in one short, full sentence."
 
 
 @dataclass(frozen=True)

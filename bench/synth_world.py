@@ -22,6 +22,7 @@ from textmill.contracts.base import content_id, new_id
 from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.documents import CorpusManifest, Document, Encoding, Passage, Span
 from textmill.contracts.jobs import SynthJob
+from textmill.contracts.synthesis import Question, QuestionSet
 from textmill.errors import DependencyDown
 from textmill.store import S3Store
 from textmill_cli.local import servers
@@ -194,9 +195,17 @@ def _put_document(store: S3Store, texts: Sequence[str]) -> Iterator[Passage]:
         start = end + 2
 
 
+QUESTION = "What does {subject} stand for?"
+_QUESTIONS = QuestionSet(
+    language="en",
+    subject=r"^(?P<subject>\w+) stands for",
+    questions=(Question(id="meaning", key=r"stands for (?P<key>[^.]+)\.", ask=(QUESTION,)),),
+)
+
+
 def one_call_a_passage(corpus_id: str) -> SynthJob:
-    """One question on each passage, in words that the LLM finds, and no second way to an answer."""
-    return SynthJob(corpus_id=corpus_id, strategies=("qa",), extractive_fallback=False)
+    """One question on each passage in one wording, so one record a passage, as the peers make. No second way."""
+    return SynthJob(corpus_id=corpus_id, strategies=("qa",), question_sets=(_QUESTIONS,), extractive_fallback=False)
 
 
 @dataclass(frozen=True)

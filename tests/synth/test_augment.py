@@ -24,7 +24,7 @@ RECORDS_BEFORE = {
     "en": "c6ef761399bf2733673d73990313bd807ad380ea9b5ad4240a7df6472fbb1e2e",
     "zh": "598e7913e467527cbebc230daf419a70995d92e2205b40b6172e3bdcfa833f84",
 }
-AUGMENTATION = Augmentation(frozenset(), None, "a-model")
+AUGMENTATION = Augmentation(frozenset(), None)
 [PASSAGE, NEXT] = passages("Tower 9 is red. It has two gates.", "Tower 8 is blue.")
 DOCUMENTS = [f"doc_{n:032x}" for n in range(200)]
 
@@ -91,7 +91,7 @@ def test_without_asking_options_the_example_makes_the_records_it_always_made(lan
     corpus = Corpus(store, put_corpus(store, zhouyi_texts(language, 64), language, heading=True))
     held_back = eval_documents(corpus.manifest.document_ids, 0.2, 0)
     for system_prompt in (None, "Be brief."):
-        augmentation = Augmentation(held_back, system_prompt, "m")
+        augmentation = Augmentation(held_back, system_prompt)
         for question_sets in ([zhouyi_questions(language)], []):
             lines += record_lines(corpus, Documents(store), augmentation, question_sets)
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == RECORDS_BEFORE[language]

@@ -159,7 +159,9 @@ def test_a_prompt_that_fails_at_both_is_given_up() -> None:
         return await ask(client(*endpoints), many(1))
 
     assert [type(answer) for answer in run(work())] == [CallFailed]
-    assert [len(endpoint.began) for endpoint in endpoints] == [3 + 1, 3]
+    tries = [len(endpoint.began) for endpoint in endpoints]
+    assert sum(tries) == 3 + 3 + 1, "each endpoint's tries, and a probe"
+    assert min(tries) >= 2
 
 
 def test_a_probe_that_finds_the_key_gone_ends_the_job() -> None:

@@ -53,3 +53,9 @@ def test_the_whole_turns_of_one_that_breaks_off_are_a_shorter_conversation() -> 
 
 def test_nothing_like_a_conversation() -> None:
     assert generate(OPTIONS, passages(TEXT), in_turn("Hello!")).reasons() == {"format": 1}
+
+
+def test_turns_nobody_asked_for_are_left() -> None:
+    run = generate(OPTIONS.model_copy(update={"turns": 2}), passages(TEXT), in_turn(RAW))
+    assert [(len(a.before), a.text) for a in run.answers()] == [(2, "It is painted red.")]
+    assert run.rungs.surplus["conversation"] == 1

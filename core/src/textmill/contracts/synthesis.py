@@ -117,6 +117,7 @@ class SynthOptions(Contract):
     Without ``question_sets`` the built-in ways of asking are used, about each passage's subject. ``model`` and
     ``llm_url`` default to the synth service's settings; keys never travel in a job. ``context`` is what the LLM is
     shown with a question whose key is known: the whole passage, or, for small models, the key's sentence alone.
+    ``pairs_per_passage`` is how many answers each of ``pairs`` and ``self_instruct`` asks for.
     """
 
     strategies: tuple[Strategy, ...] = Field(default=("qa",), min_length=1)

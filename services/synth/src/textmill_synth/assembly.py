@@ -61,18 +61,16 @@ async def open_assembly(
     """Leaving it flushes the ledgers. Raises ``DependencyDown`` when an endpoint can't be probed."""
     model = options.model or settings.llm_model
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(
-            open_llm(settings, store, options.llm_url, options.model, observe, guard)
-        )
-        ledger = await stack.enter_async_context(Ledger(store, client))
-        ledgers, clients = [ledger], [client]
+
+        async def opened(url: str | None, model: str | None) -> tuple[ChatClient, Ledger]:
+            client = await stack.enter_async_context(open_llm(settings, store, url, model, observe, guard))
+            return client, await stack.enter_async_context(Ledger(store, client))
+
+        ways = [await opened(options.llm_url, options.model)]
         if options.judge and options.judge.url:
-            clients.append(
-                await stack.enter_async_context(
-                    open_llm(settings, store, options.judge.url, options.judge.model, observe, guard)
-                )
-            )
-            ledgers.append(await stack.enter_async_context(Ledger(store, clients[-1])))
+            ways.append(await opened(options.judge.url, options.judge.model))
+        clients, ledgers = zip(*ways, strict=True)
+        ledger = ledgers[0]
         asks_llm = set(options.strategies) != {"passage"}
         capability = await probe(ledger, model, settings.response_mode) if asks_llm else Capability("text")
         generator = Generator(

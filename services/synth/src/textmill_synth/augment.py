@@ -44,7 +44,6 @@ class Augmentation:
 
     eval_documents: frozenset[str]
     system_prompt: str | None
-    model: str
 
     def records(self, passage: Passage, strategy: Strategy, answer: Answer, locate: Locate) -> Iterator[Record]:
         """One record for each phrasing. Held-out phrasings are kept for documents of ``train`` only."""
@@ -88,7 +87,7 @@ class Augmentation:
             more_evidence=_more_evidence(passage, answer, phrasing, locate),
             rung=answer.prompted.rung if answer.prompted else None,
             prompt_version=answer.prompted.prompt_version if answer.prompted else None,
-            model=self.model if call else None,
+            model=call.completion.model if call else None,
             call_id=call.call_id if call else None,
             wording_call_id=phrasing.call_id,
             cost=Cost(prompt_tokens=call.completion.prompt_tokens, completion_tokens=call.completion.completion_tokens)

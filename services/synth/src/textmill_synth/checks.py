@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from textmill.contracts.documents import Language
+from textmill_synth.repetition import said_again
 from textmill_synth.sentences import ends_complete
+from textmill_synth.tokens import TOKEN, shingles, tokens
+from textmill_synth.tongues import foreign_words
 
 Reason = Literal[
     "empty",
@@ -76,16 +79,6 @@ _LABEL = re.compile(
 )
 _MARKUP = re.compile(r"```|<\|[^|]*\|>|</?(?:s|think|answer|system|user|assistant)>|^\s*[{\[]", re.IGNORECASE)
 _QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("（", "）"), ("(", ")"), ("《", "》"))
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_FOREIGN_SCRIPT = re.compile(r"[\u0400-\u04ff\u0590-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\uac00-\ud7af]")
-_LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-_ENGLISH_GLUE_LIST = "the a an is are was were be of to in and or that it its for with on as by from this has at not"
-_ENGLISH_GLUE = frozenset(_ENGLISH_GLUE_LIST.split())
-_FOREIGN_GLUE_LIST = """
-der die das und ist nicht mit von zu den dem ein eine wird auf le la les des est une un et du au aux il elle ne pas dans
-qui que el los las en es por para del y se su não em foi da do na os uma il di che per non della gli sono het een van a
-"""
-_FOREIGN_GLUE = frozenset(_FOREIGN_GLUE_LIST.split())
 _NOTHING = re.compile(r"\W*(?:n/?a|null|nil|undefined|nan|tbd|暂无)\W*", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\bas an? (?:AI|artificial|language model)|\bI(?:'m| am) (?:sorry|unable|not able)|\bI apologi[sz]e"
@@ -108,15 +101,11 @@ _POINTS_AT_PROMPT = re.compile(
     r"|用一句话|(?:答案|回答)是",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\W_]+(?:['’][^\W_]+)?")
-_LOOP = re.compile(r"(\S.{0,40}?)(?:[\s,，、;；]*\1){3,}", re.DOTALL)
-_PART = re.compile(r"[.!?;,。！？；，、\n]+")
-_LONG_BLANK = re.compile(r"\s{8,}|\n{4,}")
 _LEAK_TOKENS = {"en": 5, "zh": 4}
 
 
 def empty(candidate: Candidate) -> Finding | None:
-    if _TOKEN.search(candidate.answer) and not _NOTHING.fullmatch(candidate.answer):
+    if TOKEN.search(candidate.answer) and not _NOTHING.fullmatch(candidate.answer):
         return None
     return Finding("empty", f"the answer has no word in it: {candidate.answer[:20]!r}")
 
@@ -148,32 +137,8 @@ def format_slip(candidate: Candidate) -> Finding | None:
 
 def wrong_language(candidate: Candidate) -> Finding | None:
     """Another script or tongue than the passage's. Foreign words that the passage itself uses are allowed."""
-    foreign = [c for c in _FOREIGN_SCRIPT.findall(candidate.answer) if not _in_source(c, candidate)]
-    if candidate.language == "en":
-        foreign += [c for c in _HAN.findall(candidate.answer) if not _in_source(c, candidate)]
-        foreign = foreign or _foreign_words(candidate)
-    else:
-        foreign += [w for w in _LATIN_WORD.findall(candidate.answer) if not _in_source(w, candidate)]
-        if not foreign and not _HAN.search(candidate.answer) and _LATIN_WORD.search(candidate.answer):
-            whole = candidate.answer.strip().lower() in candidate.passage.lower()
-            foreign = [] if whole else candidate.answer.split()
+    foreign = foreign_words(candidate.answer, candidate.passage, candidate.question, candidate.language)
     return Finding("language", f"not in {candidate.language}: {foreign[:3]}") if foreign else None
-
-
-def _in_source(word: str, candidate: Candidate) -> bool:
-    return word.lower() in candidate.passage.lower() or word.lower() in candidate.question.lower()
-
-
-def _foreign_words(candidate: Candidate) -> list[str]:
-    """The answer's own words where they are of another European tongue: by their small words, or by the lack of any."""
-    words = _tokens(candidate.answer)
-    source = candidate.passage.lower()
-    other = [w for w in words if w in _FOREIGN_GLUE or not w.isascii()]
-    own = [w for w in words if w not in source]
-    if len(other) >= 2 and len(other) > sum(w in _ENGLISH_GLUE for w in words) and len(own) * 3 >= len(words):
-        return other
-    accented = any(not w.isascii() for w in own)
-    return own if accented and len(words) >= 6 and not _ENGLISH_GLUE & set(words) else []
 
 
 def refusal(candidate: Candidate) -> Finding | None:
@@ -189,14 +154,15 @@ def prompt_leak(candidate: Candidate) -> Finding | None:
     if pointer and pointer.group().lower() not in candidate.passage.lower():
         return Finding("prompt_leak", f"the answer speaks of its prompt: {pointer.group()!r}")
     length = _LEAK_TOKENS[candidate.language]
-    own = _shingles(candidate.passage, length) | _shingles(candidate.question, length)
-    leaked = (_shingles(candidate.answer, length) & _shingles(candidate.instructions, length)) - own
+    leaked = shingles(candidate.answer, length) & shingles(candidate.instructions, length)
+    if leaked:
+        leaked = leaked - shingles(candidate.passage, length) - shingles(candidate.question, length)
     return Finding("prompt_leak", f"instructions in the answer: {' '.join(min(leaked))!r}") if leaked else None
 
 
 def echo(candidate: Candidate) -> Finding | None:
     """The question given back, or a question in place of an answer."""
-    answer, question = _tokens(candidate.answer), _tokens(candidate.question)
+    answer, question = tokens(candidate.answer), tokens(candidate.question)
     if candidate.answer.rstrip(" \"'”’」").endswith(("?", "？")):
         return Finding("echo", "the answer is itself a question")
     if len(question) >= 3 and answer[: len(question)] == question:
@@ -205,24 +171,8 @@ def echo(candidate: Candidate) -> Finding | None:
 
 
 def repetition(candidate: Candidate) -> Finding | None:
-    loop = _LOOP.search(candidate.answer)
-    if loop and len(loop.group()) >= 8:
-        return Finding("repetition", f"four times and more in a row: {loop.group(1)!r}")
-    if _LONG_BLANK.search(candidate.answer):
-        return Finding("repetition", "a loop of white space")
-    said = [tuple(_tokens(part)) for part in _PART.split(candidate.answer)]
-    again = next((part for part in said if len(part) > 1 and said.count(part) > 1), None)
-    if again and not _says_twice(candidate.passage, again):
-        return Finding("repetition", f"said more than once: {' '.join(again)!r}")
-    tokens = _tokens(candidate.answer)
-    repeated = {run: count for run, count in _runs(tokens, 4).items() if count > 1}
-    if len(tokens) >= 16 and sum(repeated.values()) > len(tokens) / 3 and not _repeats(candidate.passage, repeated):
-        return Finding("repetition", f"of {len(tokens)} words a third and more repeat the same four")
-    return None
-
-
-def _says_twice(passage: str, part: tuple[str, ...]) -> bool:
-    return [tuple(_tokens(p)) for p in _PART.split(passage)].count(part) > 1
+    again = said_again(candidate.answer, candidate.passage)
+    return Finding("repetition", again) if again else None
 
 
 def too_long(candidate: Candidate) -> Finding | None:
@@ -246,27 +196,3 @@ FORM_CHECKS: tuple[Check, ...] = (
 def first_finding(candidate: Candidate, checks: tuple[Check, ...]) -> Finding | None:
     """The first thing wrong with the answer, in the order of the checks."""
     return next((finding for finding in (check(candidate) for check in checks) if finding), None)
-
-
-def _tokens(text: str) -> list[str]:
-    return [t.casefold() for t in _TOKEN.findall(text)]
-
-
-def _shingles(text: str, length: int) -> set[tuple[str, ...]]:
-    tokens = _tokens(text)
-    return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
-
-
-def _repeats(passage: str, runs: dict[tuple[str, ...], int]) -> bool:
-    """Whether the passage itself says most of the runs more than once, as a list of prices does."""
-    own = _runs(_tokens(passage), 4)
-    return 2 * sum(own.get(run, 0) > 1 for run in runs) > len(runs)
-
-
-def _runs(tokens: list[str], length: int) -> dict[tuple[str, ...], int]:
-    """How often each sequence of ``length`` tokens occurs."""
-    counts: dict[tuple[str, ...], int] = {}
-    for i in range(len(tokens) - length + 1):
-        run = tuple(tokens[i : i + length])
-        counts[run] = counts.get(run, 0) + 1
-    return counts

@@ -202,7 +202,7 @@ class DatasetWriter:
             detail=outcome.detail,
             raw_response=outcome.raw if isinstance(outcome, Rejection) else "",
             prompt_version=prompted.prompt_version if prompted else None,
-            model=self._augmentation.model if prompted else None,
+            model=prompted.call.completion.model if prompted else None,
             call_id=prompted.call.call_id if prompted else None,
             rung=prompted.rung if prompted else None,
         )
@@ -216,7 +216,7 @@ class DatasetWriter:
     def _note(self, outcome: Answer | Rejection | DeadLetter) -> None:
         if not isinstance(outcome, DeadLetter) and outcome.prompted:
             self._prompt_versions.add(outcome.prompted.prompt_version)
-            self._models.add(self._augmentation.model)
+            self._models.add(outcome.prompted.call.completion.model)
 
     def _rung_yields(self, tally: RungTally) -> dict[Rung, RungYield]:
         """In how many responses each rung was tried and helped, and in how many accepted answers that ended."""

@@ -24,6 +24,7 @@ _DATE = re.compile(
     rf"(?:(?P<d5>\d{{1,2}}|{_HAN_NUMBER}{{1,3}})[日号])?",
     re.IGNORECASE,
 )
+_MAY_BE = re.compile(r"\d|月")
 
 
 class Date(NamedTuple):
@@ -42,6 +43,8 @@ class Date(NamedTuple):
 
 def date_spans(text: str) -> Iterator[tuple[int, int, Date]]:
     """Every date that names a month, with its place. "13 and 14 November" is two."""
+    if not _MAY_BE.search(text):
+        return
     for found in _DATE.finditer(text):
         date = _date(found)
         if date.month is not None and not 1 <= date.month <= 12:

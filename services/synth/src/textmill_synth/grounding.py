@@ -10,11 +10,13 @@ from functools import lru_cache
 from itertools import pairwise
 
 from textmill_synth.checks import FORM_CHECKS, Candidate, Check, Finding
+from textmill_synth.dates import date_spans
 from textmill_synth.negation import negation_changed
 from textmill_synth.numerals import numbers
+from textmill_synth.reading import read
 from textmill_synth.roles import swapped
 from textmill_synth.sentences import sentence_spans
-from textmill_synth.terms import HAN_GLUE, STOP_WORDS, read, stem
+from textmill_synth.terms import HAN_GLUE, STOP_WORDS, stem
 
 MAX_UNGROUNDED = {"en": 0.34, "zh": 0.25}
 """The share of content words (en) or characters (zh) that may be the answer's own."""
@@ -26,11 +28,12 @@ _TITLE = re.compile(r"《([^》]+)》")
 _QUOTED = re.compile(r"“([^”]+)”|「([^」]+)」|(?<!\w)\"([^\"]+)\"")
 _OUTER_MARKS = "。，.,；;：:！!？? "
 _LISTED = re.compile(r"(?:^|(?<=[\s,;，；]))[(（]?(\d{1,2})[.)）、](?=\s|\D)")
-_MEANINGLESS = STOP_WORDS | frozenset(
-    "grams gram litre litres liter liters metre metres meter meters kilogram kilograms kilometres percent pounds euros".split()
-)
+_UNIT_LIST = """gram grams litre litres liter liters metre metres meter meters kilogram kilograms kilometre kilometres
+percent pounds euros"""
+_MEANINGLESS = STOP_WORDS | frozenset(_UNIT_LIST.split())
 # Words of the prompts' examples that anybody may use.
-_COMMON = frozenset(stem(w) for w in "write writing make use count break cover clear cold name full short text".split())
+_COMMON_LIST = "write writing make use count break cover clear cold name full short text"
+_COMMON = frozenset(stem(w) for w in _COMMON_LIST.split())
 
 
 def ungrounded_number(candidate: Candidate) -> Finding | None:
@@ -41,11 +44,11 @@ def ungrounded_number(candidate: Candidate) -> Finding | None:
 
 def ungrounded_date(candidate: Candidate) -> Finding | None:
     """A day or month that no date of the source has, though its numbers may stand there."""
-    said = read(candidate.answer).dates
+    said = [date for _, _, date in date_spans(candidate.answer)]
     if not said:
         return None
     source = [*read(candidate.passage).dates.values(), *read(candidate.question).dates.values()]
-    wrong = [date for date in said.values() if not any(date.agrees(known) for known in source)]
+    wrong = [date for date in said if not any(date.agrees(known) for known in source)]
     return Finding("ungrounded_date", f"not in the passage: {wrong[0]}") if wrong else None
 
 
@@ -146,8 +149,7 @@ def closest_sentence(answer: str, passage: str) -> tuple[int, int]:
 def content_words(text: str) -> list[str]:
     """Lower-case words that carry meaning: of three letters and more, no stop words, no numbers, no "don't"."""
     words = [w for w in _words(_fold(text)) if len(w) > 2 and w not in _MEANINGLESS and not w.endswith("n't")]
-    counted = numbers(" ".join(words))
-    return [w for w in words if not counted or not numbers(w)]
+    return [w for w in words if not numbers(w)] if numbers(" ".join(words)) else words
 
 
 def _ungrounded_characters(candidate: Candidate) -> Finding | None:
@@ -168,11 +170,11 @@ def _without_list_marks(answer: str) -> str:
 @lru_cache(maxsize=512)
 def _numbers(text: str) -> frozenset[str]:
     """The numbers outside dates, and the dates' years."""
-    reading, rest = read(text), text
-    for term in reversed(reading.terms):
-        if term.kind == "date":
-            rest = f"{rest[: term.start]} {rest[term.end :]}"
-    return frozenset(numbers(rest) | {str(date.year) for date in reading.dates.values() if date.year})
+    years, rest = set(), text
+    for start, end, date in reversed(list(date_spans(text))):
+        rest = f"{rest[:start]} {rest[end:]}"
+        years |= {str(date.year)} if date.year else set()
+    return frozenset(numbers(rest) | years)
 
 
 @lru_cache(maxsize=512)

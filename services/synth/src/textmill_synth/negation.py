@@ -8,15 +8,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from textmill_synth.checks import Candidate, Finding
-from textmill_synth.terms import Reading, Term, Unit, read
+from textmill_synth.reading import Reading, Unit, read
+from textmill_synth.terms import Term
 
 SCOPE_TERMS = 8
 MIN_SHARED = 0.7
 """The share of a negation's scope that a clause must have to speak of the same thing."""
 _INTERJECTION = re.compile(
-    r"^\s*(?:(?:no|yes)\b\s*[,;.:]\s*)?not\b|^\s*(?:no|yes)\b\s*[,;.:]|^\s*(?:没有|不是|不可以|不能|不会|不行|不算|不|是的|可以|算)[，。；,]", re.IGNORECASE
+    r"^\s*(?:(?:no|yes)\b\s*[,;.:]\s*)?not\b|^\s*(?:no|yes)\b\s*[,;.:]|^\s*(?:没有|不是|不可以|不能|不会|不行|不算|不|是的|可以|算)[，。；,]",
+    re.IGNORECASE,
 )
 _RESTRICTS = re.compile(r"\b(?:only|unless|except|hardly|barely|fewer|less)\b|只|仅|除非|除了|才", re.IGNORECASE)
 _PREFIXES = ("un", "in", "im", "non", "dis")
@@ -56,8 +59,9 @@ class Negated:
 
     def said_in(self, clause: Unit) -> bool:
         """Whether the clause has what is negated: its first words, and most of the rest."""
-        shared = sum(key in clause.key_set for key in self.scope)
-        return all(key in clause.key_set for key in self.scope[:1]) and shared >= MIN_SHARED * len(self.scope)
+        if self.scope[0] not in clause.key_set:
+            return False
+        return sum(key in clause.key_set for key in self.scope) >= MIN_SHARED * len(self.scope)
 
 
 def negation_changed(candidate: Candidate) -> Finding | None:
@@ -83,7 +87,7 @@ def _is_added(negation: Negated, passage: Reading, there: tuple[Negated, ...]) -
         return False
     if any(negation.shares_subject(o) and o.stands_in(negation.clause) for o in there):
         return False
-    known = [t for t in negation.clause.terms if t.kind != "not" and t.key in passage.key_set]
+    known = [t for t in negation.clause.terms if t.kind != "not" and t.key in passage.content]
     affirmed = [c for c in passage.phrases if negation.scope[0] in c.key_set and all(t.kind != "not" for t in c.terms)]
     if any(2 * sum(t.key in c.key_set for t in known) >= len(known) for c in affirmed):
         return True
@@ -121,7 +125,7 @@ def _affirmed_elsewhere(negation: Negated, clause: Unit, passage: Reading) -> bo
 
 def _has_prefixed(negation: Negated, answer: Reading) -> bool:
     """Whether the answer says "invalid" for "not valid"."""
-    return any(f"{prefix}{key}" in answer.key_set for prefix in _PREFIXES for key in negation.scope)
+    return any(f"{prefix}{key}" in answer.content for prefix in _PREFIXES for key in negation.scope)
 
 
 @lru_cache(maxsize=512)
@@ -131,11 +135,11 @@ def _negated(passage: str) -> tuple[Negated, ...]:
 
 
 def _negations(reading: Reading, names: frozenset[str]) -> Iterator[Negated]:
+    behind_but = {term for but, term in pairwise(reading.terms) if but.key == "but"}
     for clause in reading.clauses:
         for place, term in enumerate(clause.terms):
             if term.kind == "not" and (scope := tuple(_scope(clause, place))):
-                elliptic = reading.text[: term.start].rstrip().endswith("but")
-                yield Negated(term.key, scope, clause, _subject(reading, term, names), elliptic)
+                yield Negated(term.key, scope, clause, _subject(reading, term, names), term in behind_but)
 
 
 def _scope(clause: Unit, place: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ Knows nothing of passages, records or languages' names: the full stop decides.
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _CLOSING = "\"'”’」』）)\\]》"
 _CHINESE_END = rf"[。！？…]+[{_CLOSING}]*"
@@ -14,12 +15,14 @@ _HEADING = r"(?m:^#{1,6} [^\n]*(?:\n|$))"
 _BOUNDARY = re.compile(f"{_HEADING}|{_CHINESE_END}|{_WESTERN_END}|{_BLOCK_END}")
 _COMPLETE = re.compile(rf"(?:[。！？…]|[.!?])[{_CLOSING}]*\s*$")
 # A full stop behind these does not end a sentence: "Fig. 3", "e.g. this", "J. Legge", "1. item".
-_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|vs|cf|ca|al|e\.g|i\.e)|(?<![°\d])(?<!\d )\b[A-Z]|^\d{1,3})\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|vs|cf|ca|al|e\.g|i\.e)|(?<![°\d])(?<!\d )\b[A-Z]|^\d{1,3})\.$"
+)
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Half-open spans of all sentences, without the white space around them. Markdown headings stand alone."""
-    return [span for span in (_strip(text, start, end) for start, end in _pieces(text)) if span[0] < span[1]]
+    return list(_spans(text))
 
 
 def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
@@ -37,6 +40,11 @@ def first_sentence(text: str) -> str:
 def ends_complete(text: str) -> bool:
     """Whether the text closes with a sentence end, as an answer that wasn't cut off does."""
     return _COMPLETE.search(text) is not None
+
+
+@lru_cache(maxsize=512)
+def _spans(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(span for span in (_strip(text, start, end) for start, end in _pieces(text)) if span[0] < span[1])
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:

@@ -1,18 +1,13 @@
-"""Reads a text as the checks need it: terms in clauses in sentences. A passage is read once, however many answers it has.
+"""Takes a text apart into terms: a word's stem, a Chinese character, a number's value or a date.
 
-A term is a word's stem, a Chinese character, a number's value or a date, so that "Seven lines" and "7 line" are alike.
-What the terms mean to each other is for ``roles`` and ``negation``.
+So that "Seven lines" and "7 line" are alike. Knows nothing of clauses and sentences; those are ``reading``'s.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from textmill_synth.dates import Date, date_spans
+from textmill_synth.dates import date_spans
 from textmill_synth.numerals import number_spans
 from textmill_synth.sentences import sentence_spans
 
@@ -31,16 +26,22 @@ yes says said say tell tells told want wants wanted need needs needed make makes
 whether however although though since unless still even never nothing nobody already another around together
 """
 STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
-_BE = frozenset("am is are was were be been being".split())
-_PLACES = frozenset("above after before below down in into off out over under up until upon".split())
-_GLUE = STOP_WORDS - _PLACES | frozenset("yes shall mr mrs ms dr also ones".split())
-_ROLES = _PLACES | frozenset("to from by with as instead than against".split())
-_NOT_WORDS = frozenset("not never no none nobody nothing neither nor without cannot unable".split())
+_BE_LIST = "am is are was were be been being"
+_PLACE_LIST = "above after before below down in into off out over under up until upon"
+_TITLE_LIST = "mr mrs ms dr shall ones"
+_ROLE_LIST = "to from by with as instead than against"
+_NOT_LIST = "not never no none nobody nothing neither nor without cannot unable"
+_BE = frozenset(_BE_LIST.split())
+_ROLES = frozenset(_ROLE_LIST.split()) | frozenset(_PLACE_LIST.split())
+_NOT_WORDS = frozenset(_NOT_LIST.split())
+_GLUE = STOP_WORDS - _ROLES | frozenset(_TITLE_LIST.split())
 HAN_GLUE = frozenset(
     "的了是在和与及也而其为有这那个等就都很以于之者所被把从到对由中上下一不没们我你他她它着过地得即指表示代称叫做作"
     "时会共已还则因后前来去能可应该须需让使并且但或若如果每各吗呢么什约只"
 )
-_HAN_GLUE = frozenset("的了在也而其为有这那个等就都很以于之者所们我你他她它着得即指表示称叫做作则乃并且还应可会要将请须需宜时")
+_HAN_GLUE = frozenset(
+    "的了在也而其为有这那个等就都很以于之者所们我你他她它着得即指表示称叫做作则乃并且还应可会要将请须需宜时"
+)
 _HAN_ROLES = frozenset("向给被由从把对让替和与及是")
 _HAN_NOT = (
     r"不(?!可抗力|全|良|足|锈|明|等|幸|便|适(?!用)|仅|但|断|同|过[，,]|论|管|妨|久|禁|愧)"
@@ -56,8 +57,6 @@ _TERM = re.compile(
 _CAPITALISED = re.compile(r"\b([A-Z][^\W\d_]+)(?=(\s+[A-Z][a-z])?)")
 _INNER_CAPITAL = re.compile(r"[a-z][A-Z]")
 _LOWER_CASE = re.compile(r"\b[a-z]+")
-_CLAUSE_MARKS = frozenset(",;，；、—–")
-_CONJUNCTIONS = frozenset("and but while whereas yet".split())
 _SUFFIXES = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 
 
@@ -66,105 +65,6 @@ class Term(NamedTuple):
     kind: Kind
     start: int
     end: int
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A clause or a sentence: its terms but for the marks and the glue, in order."""
-
-    terms: tuple[Term, ...]
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(t.key for t in self.terms)
-
-    @cached_property
-    def key_set(self) -> frozenset[str]:
-        """What is said, whoever does it to whom: without the roles."""
-        return frozenset(t.key for t in self.terms if t.kind not in ("role", "not"))
-
-    def encloses(self, other: "Unit") -> bool:
-        return self.terms[0].start <= other.terms[0].start and other.terms[-1].end <= self.terms[-1].end
-
-
-@dataclass(frozen=True)
-class Reading:
-    """``terms`` are all of the text's, marks and glue too. ``clauses`` are cut at "and" too, ``phrases`` aren't."""
-
-    text: str
-    terms: tuple[Term, ...]
-    clauses: tuple[Unit, ...]
-    phrases: tuple[Unit, ...]
-    sentences: tuple[Unit, ...]
-    numbers: frozenset[str]
-    dates: dict[str, Date]
-
-    @property
-    def levels(self) -> tuple[tuple[Unit, ...], ...]:
-        """The text in ever wider units."""
-        return self.clauses, self.phrases, self.sentences
-
-    @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        return tuple(dict.fromkeys(unit for level in self.levels for unit in level))
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        return frozenset(t.key for t in self.terms if t.kind == "name")
-
-    @cached_property
-    def key_set(self) -> frozenset[str]:
-        return frozenset(t.key for t in self.terms)
-
-    @cached_property
-    def content(self) -> frozenset[str]:
-        """The keys that say something by themselves."""
-        return frozenset(t.key for t in self.terms if t.kind not in ("glue", "role", "mark"))
-
-    def dates_like(self, date: Date) -> list[str]:
-        """The keys of the text's dates that agree with the given one, which may leave out the year."""
-        return [key for key, known in self.dates.items() if date.agrees(known)]
-
-    @cached_property
-    def counted(self) -> frozenset[tuple[str, str]]:
-        """Each number with the word that it counts, be it with a unit of one letter and an "of" between."""
-        terms = [t for t in self.terms if t.kind != "glue" or t.key == "a" or (len(t.key) > 1 and t.key != "of")]
-        pairs = pairwise(terms)
-        return frozenset((n.key, word.key) for n, word in pairs if n.kind == "number" and word.kind in ("word", "name"))
-
-    @cached_property
-    def places(self) -> dict[str, list[int]]:
-        """Where each key stands among the terms."""
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, term in enumerate(self.terms):
-            places[term.key].append(place)
-        return places
-
-    def neighbours(self, run: Sequence[str]) -> tuple[set[str], set[str]]:
-        """The keys that stand right before and right after the run, wherever it is in the text."""
-        before, after = set(), set()
-        for place in self.places.get(run[0], ()):
-            end = place + len(run)
-            if all(self.terms[place + i].key == key for i, key in enumerate(run) if place + i < len(self.terms)):
-                before |= {self.terms[place - 1].key} if place else set()
-                after |= {self.terms[end].key} if end < len(self.terms) else set()
-        return before, after
-
-
-@lru_cache(maxsize=512)
-def read(text: str) -> Reading:
-    """Read a text. Costs about a millisecond for 600 characters; remembered for the last 512 texts."""
-    terms = tuple(_terms(text))
-    sentences = list(_sentences(text, terms))
-    return Reading(
-        text=text,
-        terms=terms,
-        clauses=tuple(_units(sentences, _CONJUNCTIONS)),
-        phrases=tuple(_units(sentences, frozenset())),
-        sentences=tuple(_units(sentences, None)),
-        numbers=frozenset(value for _, _, value in number_spans(text)),
-        dates={f"@{date}": date for _, _, date in date_spans(text)},
-    )
 
 
 def stem(word: str) -> str:
@@ -177,8 +77,8 @@ def stem(word: str) -> str:
     return word.rstrip("eiy")[:8] or word
 
 
-def _terms(text: str) -> list[Term]:
-    """All terms in order. Dates come before the numbers in them, numbers before their words."""
+def terms_of(text: str) -> list[Term]:
+    """All terms in order: a date is one, and so is a number, whatever words they are written in."""
     found: list[Term] = [Term(f"@{date}", "date", start, end) for start, end, date in date_spans(text)]
     taken = {place for term in found for place in range(term.start, term.end)}
     coded = {place for match in _CODE.finditer(text) for place in range(*match.span())}
@@ -223,29 +123,3 @@ def _word(text: str, start: int, end: int, capitals: set[str], opens: bool) -> T
         return Term(word, "glue", start, end)
     named = (word in capitals and text[0].isupper()) or _INNER_CAPITAL.search(text) is not None
     return Term(stem(word), "name" if named else "word", start, end)
-
-
-def _sentences(text: str, terms: Sequence[Term]) -> Iterator[Sequence[Term]]:
-    place = 0
-    for _, end in sentence_spans(text):
-        start = place
-        while place < len(terms) and terms[place].start < end:
-            place += 1
-        yield terms[start:place]
-
-
-def _units(sentences: Iterable[Sequence[Term]], conjunctions: frozenset[str] | None) -> Iterator[Unit]:
-    """The stretches between the sentences' marks, and between the conjunctions given. None: the sentences whole."""
-    for terms in sentences:
-        start = 0
-        for end in range(len(terms) + 1):
-            if end < len(terms) and (conjunctions is None or not _cuts(terms[end], conjunctions)):
-                continue
-            content = tuple(t for t in terms[start:end] if t.kind not in ("glue", "mark"))
-            if content:
-                yield Unit(content)
-            start = end
-
-
-def _cuts(term: Term, conjunctions: frozenset[str]) -> bool:
-    return (term.kind == "mark" and term.key in _CLAUSE_MARKS) or term.key in conjunctions

@@ -48,9 +48,9 @@ class SynthHandler:
         validate_question_sets(job.question_sets)
         corpus, documents = Corpus(context.store, job.corpus_id), Documents(context.store)
         left_out = load_known(context.store, job.leave_out_known)
-        model, tally = job.model or self.settings.llm_model, Tally()
+        tally = Tally()
         held_back = eval_documents(corpus.manifest.document_ids, job.eval_fraction, job.seed)
-        augmentation = Augmentation(held_back, job.system_prompt, model)
+        augmentation = Augmentation(held_back, job.system_prompt)
         with (
             tempfile.TemporaryDirectory(prefix="textmill-synth-") as folder,
             DatasetWriter(context.store, documents, augmentation, job, tally, Path(folder)) as writer,

@@ -64,12 +64,14 @@ class ChatRequest:
 
     @property
     def most_tokens(self) -> int:
-        """What to reserve of a limit of tokens a minute: the longest answer, and a token for two bytes of the prompt.
+        """What to reserve of a limit of tokens a minute: the longest answer, and an upper bound for the prompt.
 
-        The tokenizers of large models stay below that in English and Chinese. Small ones made for English alone don't
-        in Chinese (SmolLM2: 0.64 a byte).
+        That is a token for two bytes of ASCII, and one for each other byte: tokenizers made for English alone need 0.64
+        tokens a byte of Chinese (SmolLM2), and none needs more than one.
         """
-        return len(self.payload) // 2 + _TOKENS_PER_MESSAGE * len(self.messages) + self.max_tokens
+        ascii_bytes = len(self.payload.decode().encode("ascii", "ignore"))
+        prompt = len(self.payload) - ascii_bytes + ascii_bytes // 2
+        return prompt + _TOKENS_PER_MESSAGE * len(self.messages) + self.max_tokens
 
     def body(self) -> dict[str, JsonValue]:
         body: dict[str, JsonValue] = {

@@ -1,0 +1,47 @@
+"""Finds what an answer says again and again: loops of words or blanks, and sentences said twice."""
+
+import re
+from collections import Counter
+
+from textmill_synth.tokens import counted_runs, tokens
+
+_LOOP = re.compile(r"(\S.{0,40}?)(?:[\s,，、;；]*\1){3,}", re.DOTALL)
+_LONG_BLANK = re.compile(r"\s{8,}|\n{4,}")
+_PART = re.compile(r"[.!?;,。！？；，、\n]+")
+_LEAST_TOKENS = 16
+
+
+def said_again(answer: str, passage: str) -> str | None:
+    """What the answer repeats, in words for a finding. What the passage itself says twice may be said twice."""
+    loop = _LOOP.search(answer) if _may_loop(tokens(answer)) else None
+    if loop and len(loop.group()) >= 8:
+        return f"four times and more in a row: {loop.group(1)!r}"
+    if _LONG_BLANK.search(answer):
+        return "a loop of white space"
+    again = _part_said_twice(answer)
+    if again and again != _part_said_twice(passage, again):
+        return f"said more than once: {' '.join(again)!r}"
+    return _same_runs(answer, passage)
+
+
+def _may_loop(words: tuple[str, ...]) -> bool:
+    """Whether something may stand there four times in a row; the search for it is slow."""
+    return max(Counter(words).values(), default=0) > 3 or any(len(word) > 7 for word in words)
+
+
+def _part_said_twice(text: str, wanted: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    parts = [tokens(part) for part in _PART.split(text)]
+    return next((p for p in parts if len(p) > 1 and wanted in (None, p) and parts.count(p) > 1), None)
+
+
+def _same_runs(answer: str, passage: str) -> str | None:
+    size = len(tokens(answer))
+    if size < _LEAST_TOKENS:
+        return None
+    repeated = {run: count for run, count in counted_runs(answer, 4).items() if count > 1}
+    if sum(repeated.values()) <= size / 3:
+        return None
+    own = counted_runs(passage, 4)
+    if 2 * sum(own.get(run, 0) > 1 for run in repeated) > len(repeated):
+        return None
+    return f"of {size} words a third and more repeat the same four"
