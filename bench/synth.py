@@ -39,6 +39,8 @@ MIX = {
 }  # fmt: skip
 KILLS = 20
 FLUSH_S = 2.0
+FIRST = {"faults": 100_000, "kill": 200_000, "increment": 300_000}
+"""Where a part's passages begin: parts share a store, and one must not find another's calls in the ledger."""
 
 
 @dataclass
@@ -113,7 +115,7 @@ def faults(store: Store, findings: Findings, options: argparse.Namespace) -> Non
     settings: dict[str, object] = {"concurrency": AT_ONCE, "deadline_s": DEADLINE_S, "max_tries": MAX_TRIES}
     with world.fault_llm(latency=FAULT_LATENCY_S, **MIX) as llm:
         with world.Worker(store, settings | {"llm_url": llm.url}) as worker:
-            done = worker.do(world.one_call_a_passage(_corpus(store, rows, 0)))
+            done = worker.do(world.one_call_a_passage(_corpus(store, rows, FIRST["faults"])))
         stats = llm.stats()
     counts, answered = done.manifest.counts, stats["outcomes"].get("answered", 0)
     per_row = stats["requests"] / max(1, counts.accepted)
@@ -142,9 +144,9 @@ def faults(store: Store, findings: Findings, options: argparse.Namespace) -> Non
 
 def kill(store: Store, findings: Findings, options: argparse.Namespace) -> None:
     """``kill -9`` at random moments after the first call. One segment: what is called between two flushes."""
-    rows, at_once, latency_s = 1_000, 8, 0.25
+    rows, at_once, latency_s = 1_000, 8, 0.4
     moments, kills, repeats = random.Random(0), 0, [0]
-    job = world.one_call_a_passage(_corpus(store, rows, 0))
+    job = world.one_call_a_passage(_corpus(store, rows, FIRST["kill"]))
     segment = round(at_once / latency_s * FLUSH_S) + at_once
     with world.fault_llm(latency=latency_s) as llm:
         settings: dict[str, object] = {"concurrency": at_once, "deadline_s": 30.0, "llm_url": llm.url}
@@ -185,8 +187,8 @@ def _record_keys(store: Store, done: Done) -> list[str]:
 
 
 def increment(store: Store, findings: Findings, options: argparse.Namespace) -> None:
-    documents = [[passage] for passage in world.passages(1_000)]
-    added = world.passages(3, first=1_000)
+    documents = [[passage] for passage in world.passages(1_000, FIRST["increment"])]
+    added = world.passages(3, FIRST["increment"] + 1_000)
     with world.fault_llm() as llm:
         settings: dict[str, object] = {"concurrency": 64, "deadline_s": 30.0, "llm_url": llm.url}
         opened = store.open()

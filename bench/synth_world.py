@@ -130,7 +130,7 @@ def passages(count: int, first: int = 0) -> list[str]:
 
 def subject(n: int) -> str:
     digits = []
-    for _ in range(4):
+    for _ in range(5):
         n, digit = divmod(n, len(_SYLLABLES))
         digits.append(_SYLLABLES[digit])
     return "".join(digits).capitalize()

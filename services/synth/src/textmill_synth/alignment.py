@@ -7,34 +7,34 @@ repeat, since one character may be part of two words.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property
 
 from textmill_synth.reading import Unit
 from textmill_synth.terms import Kind, Term
 
 MAX_RUN = 8
 _LISTING = frozenset("和与及")
-_COPULAS = ("be", "是")
+COPULAS = ("be", "是")
 _ASIDE = ("role", "not")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Run:
     """Neighbouring terms of a unit that the other side hasn't, between the shared keys ``before`` and ``after``."""
 
     terms: tuple[Term, ...]
-    before: str | None = None
-    after: str | None = None
+    keys: tuple[str, ...]
+    before: str | None
+    after: str | None
 
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(t.key for t in self.terms)
+    @classmethod
+    def of(cls, terms: Sequence[Term], before: str | None = None, after: str | None = None) -> "Run":
+        return cls(tuple(terms), tuple([t.key for t in terms]), before, after)
 
-    @cached_property
+    @property
     def kinds(self) -> frozenset[Kind]:
-        return frozenset(t.kind for t in self.terms)
+        return frozenset([t.kind for t in self.terms])
 
-    @cached_property
+    @property
     def is_latin(self) -> bool:
         return all(key.isascii() for key in self.keys)
 
@@ -49,8 +49,8 @@ class Run:
 
 def differences(said: Unit, unit: Unit) -> tuple[list[Run], list[Run]]:
     """What the first has and the second hasn't, and the reverse, in stretches of up to ``MAX_RUN`` terms."""
-    mine = [t for t in said.terms if t.key not in _COPULAS]
-    theirs = [t for t in unit.terms if t.key not in _COPULAS]
+    mine = [t for t in said.terms if t.key not in COPULAS]
+    theirs = [t for t in unit.terms if t.key not in COPULAS]
     own, other = [t.key in unit.key_set for t in mine], [t.key in said.key_set for t in theirs]
     if _repeats_characters(said):
         own, other = [False] * len(mine), [False] * len(theirs)
@@ -84,8 +84,7 @@ def blocks(said: Sequence[str], source: Sequence[str]) -> Iterator[tuple[int, in
 
 
 def _repeats_characters(unit: Unit) -> bool:
-    content = sum(t.kind not in _ASIDE for t in unit.terms)
-    return len(unit.key_set) < content and not all(key.isascii() for key in unit.key_set)
+    return unit.repeats and not all(key.isascii() for key in unit.key_set)
 
 
 def _runs(terms: Sequence[Term], shared: Sequence[bool]) -> Iterator[Run]:
@@ -96,7 +95,7 @@ def _runs(terms: Sequence[Term], shared: Sequence[bool]) -> Iterator[Run]:
         if not ends and not _cuts(terms, start, place):
             continue
         if start < place and place - start <= MAX_RUN:
-            yield Run(tuple(terms[start:place]), before, _next_shared(terms, shared, place))
+            yield Run.of(terms[start:place], before, _next_shared(terms, shared, place))
         start = place + 1 if ends else place
         if place < len(terms) and terms[place].key in _LISTING:
             before = None

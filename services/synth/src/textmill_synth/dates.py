@@ -5,6 +5,7 @@ So that an answer may write a date its own way, and may not mix one date's day w
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from textmill_synth.numerals import numbers
@@ -41,10 +42,13 @@ class Date(NamedTuple):
         return self.year is None or other.year is None or self.year == other.year
 
 
-def date_spans(text: str) -> Iterator[tuple[int, int, Date]]:
+@lru_cache(maxsize=512)
+def date_spans(text: str) -> tuple[tuple[int, int, Date], ...]:
     """Every date that names a month, with its place. "13 and 14 November" is two."""
-    if not _MAY_BE.search(text):
-        return
+    return tuple(_dates(text)) if _MAY_BE.search(text) else ()
+
+
+def _dates(text: str) -> Iterator[tuple[int, int, Date]]:
     for found in _DATE.finditer(text):
         date = _date(found)
         if date.month is not None and not 1 <= date.month <= 12:

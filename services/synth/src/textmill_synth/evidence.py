@@ -10,8 +10,8 @@ from functools import lru_cache
 from textmill_synth.checks import Finding
 
 _SAME_MARK = {
-    **dict.fromkeys("“”„«»「」『』〝〞＂", '"'),
-    **dict.fromkeys("‘’‚`´＇", "'"),
+    # An LLM that writes JSON turns double quotes inside a string into single ones.
+    **dict.fromkeys('"“”„«»「」『』〝〞＂‘’‚`´＇', "'"),
     **dict.fromkeys("‐‑‒–—―−－", "-"),
     **dict.fromkeys("。｡．", "."),
     **dict.fromkeys("、，､", ","),

@@ -12,7 +12,7 @@ from itertools import pairwise
 from textmill_synth.checks import FORM_CHECKS, Candidate, Check, Finding
 from textmill_synth.dates import date_spans
 from textmill_synth.negation import negation_changed
-from textmill_synth.numerals import numbers
+from textmill_synth.numerals import HAN_NUMERALS, NUMBER_WORDS, numbers
 from textmill_synth.reading import read
 from textmill_synth.roles import swapped
 from textmill_synth.sentences import sentence_spans
@@ -149,11 +149,11 @@ def closest_sentence(answer: str, passage: str) -> tuple[int, int]:
 def content_words(text: str) -> list[str]:
     """Lower-case words that carry meaning: of three letters and more, no stop words, no numbers, no "don't"."""
     words = [w for w in _words(_fold(text)) if len(w) > 2 and w not in _MEANINGLESS and not w.endswith("n't")]
-    return [w for w in words if not numbers(w)] if numbers(" ".join(words)) else words
+    return [w for w in words if NUMBER_WORDS.isdisjoint(w.split("-"))]
 
 
 def _ungrounded_characters(candidate: Candidate) -> Finding | None:
-    characters = {c for c in _HAN.findall(candidate.answer) if c not in HAN_GLUE and not numbers(c)}
+    characters = {c for c in _HAN.findall(candidate.answer) if c not in HAN_GLUE and c not in HAN_NUMERALS}
     unknown = [c for c in characters if c not in candidate.passage and c not in candidate.question]
     if len(unknown) > max(2, MAX_UNGROUNDED["zh"] * len(characters)) or len(unknown) == len(characters) > 1:
         detail = f"{len(unknown)} of {len(characters)} characters are not in the passage: {''.join(unknown[:8])}"
@@ -163,7 +163,7 @@ def _ungrounded_characters(candidate: Candidate) -> Finding | None:
 
 def _without_list_marks(answer: str) -> str:
     """The answer without its "1.", "2." where they count up from one."""
-    marks = [int(m) for m in _LISTED.findall(answer)]
+    marks = [int(m) for m in _LISTED.findall(answer)] if "1" in answer else []
     return _LISTED.sub(" ", answer) if len(marks) > 1 and marks == list(range(1, len(marks) + 1)) else answer
 
 

@@ -49,8 +49,8 @@ class Negated:
 
     @property
     def is_slight(self) -> bool:
-        """Whether nothing but one Chinese character, half a word, is negated."""
-        return len(self.scope) == 1 and not self.scope[0].isascii()
+        """Whether nothing but one Chinese character, half a word, or a bare number is negated."""
+        return len(self.scope) == 1 and (not self.scope[0].isascii() or self.scope[0].startswith("#"))
 
     def stands_in(self, clause: Unit) -> bool:
         """Whether the clause has most of the negated one: "hotel costs aren't refunded" has "but not hotel costs"."""

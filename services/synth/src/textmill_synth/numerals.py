@@ -5,6 +5,7 @@ So that an answer may say "the second line" of a passage that says "line 2", and
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _UNIT_LIST = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen"""
@@ -16,12 +17,14 @@ _TENS = {w: 10 * n for n, w in enumerate(_TENS_LIST.split(), 2)}
 _WORDS = {w: n for n, w in enumerate(_UNITS)} | {w: n for n, w in enumerate(_ORDINALS)} | _TENS
 _WORDS |= {f"{w}th": n for n, w in enumerate(_UNITS) if n > 12} | {f"{w[:-1]}ieth": n for w, n in _TENS.items()}
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-_NUMBER_WORDS = _WORDS.keys() | _SCALES.keys()
+NUMBER_WORDS = _WORDS.keys() | _SCALES.keys()
 _ANY_WORD = "|".join(sorted(_WORDS, key=len, reverse=True))
 _ANY_SCALE = "|".join(_SCALES)
 
 _HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1_000, "万": 10_000, "亿": 100_000_000}
+HAN_NUMERALS = frozenset("〇零二三四五六七八九十百千万亿两")
+"""The characters that count by themselves, as a bare 一 doesn't."""
 _HAN_ALL = "〇零一二三四五六七八九十百千万亿"
 
 # 3.6 million, 8万, 1,000; not the 千 of 千帕 and 千克, which belongs to the unit.
@@ -50,13 +53,18 @@ def numbers(text: str) -> set[str]:
     return {value for _, _, value in number_spans(text)}
 
 
-def number_spans(text: str) -> Iterator[tuple[int, int, str]]:
+@lru_cache(maxsize=512)
+def number_spans(text: str) -> tuple[tuple[int, int, str], ...]:
     """Every number with its place, ``(start, end, decimal notation)``; in order for each way of writing."""
+    return tuple(_spans(text))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int, str]]:
     yield from _digits(text)
     if not text.isascii():
         yield from _chinese(text)
     # Most texts have no number word, and this look is far quicker than the next.
-    if not _NUMBER_WORDS.isdisjoint(_ENGLISH_PART.findall(text.lower())):
+    if not NUMBER_WORDS.isdisjoint(_ENGLISH_PART.findall(text.lower())):
         for found in _ENGLISH.finditer(text):
             if found[1]:
                 yield from _english(found[1], found.start(1))
@@ -109,13 +117,13 @@ def _chinese(text: str) -> Iterator[tuple[int, int, str]]:
     for found in _CHINESE.finditer(text):
         # A 万 behind digits (8万) was counted with them.
         if found[1] and not (found[1] in "万亿百千" and text[: found.start()][-1:].isdigit()):
-            yield found.start(), found.end(), str(_han_value(found[1]))
+            yield found.start(), found.end(), _han_value(found[1])
 
 
-def _han_value(numeral: str) -> int:
+def _han_value(numeral: str) -> str:
     """二十四 is 24, 一百零八 is 108, 一九八四 (digit by digit) is 1984, 十万 is 100000."""
     if not any(c in _HAN_SCALES for c in numeral):
-        return int("".join(str(_HAN_DIGITS[c]) for c in numeral))
+        return "".join(str(_HAN_DIGITS[c]) for c in numeral).lstrip("0") or "0"
     total = section = digit = 0
     for char in numeral:
         if char in _HAN_DIGITS:
@@ -126,4 +134,4 @@ def _han_value(numeral: str) -> int:
         else:
             section += max(digit, 1) * _HAN_SCALES[char]
             digit = 0
-    return total + section + digit
+    return str(total + section + digit)

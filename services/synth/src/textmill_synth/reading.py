@@ -17,24 +17,24 @@ _CLAUSE_MARKS = frozenset(",;，；、—–")
 _CONJUNCTIONS = frozenset(["and", "but", "while", "whereas", "yet"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Unit:
     """A clause or a sentence: its terms but for the marks and the glue, in order. Equal to itself alone."""
 
     terms: tuple[Term, ...]
+    keys: tuple[str, ...]
+    key_set: frozenset[str]
+    """What is said, whoever does it to whom: without the roles."""
+    span: tuple[int, int]
+    repeats: bool
+    """Whether something is said twice."""
 
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(t.key for t in self.terms)
-
-    @cached_property
-    def key_set(self) -> frozenset[str]:
-        """What is said, whoever does it to whom: without the roles."""
-        return frozenset(t.key for t in self.terms if t.kind not in ("role", "not"))
-
-    @cached_property
-    def span(self) -> tuple[int, int]:
-        return self.terms[0].start, self.terms[-1].end
+    @classmethod
+    def of(cls, terms: Sequence[Term]) -> "Unit":
+        keys = tuple([t.key for t in terms])
+        said = [t.key for t in terms if t.kind not in ("role", "not")]
+        key_set = frozenset(said)
+        return cls(tuple(terms), keys, key_set, (terms[0].start, terms[-1].end), len(said) > len(key_set))
 
     def overlaps(self, span: tuple[int, int]) -> bool:
         return self.span[0] < span[1] and span[0] < self.span[1]
@@ -61,6 +61,11 @@ class Reading:
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         return tuple(dict.fromkeys(unit for level in self.levels for unit in level))
+
+    @cached_property
+    def units_in(self) -> dict[Unit, tuple[Unit, ...]]:
+        """The units of each sentence, itself included."""
+        return {s: tuple(u for u in self.units if s.encloses(u)) for s in self.sentences}
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -111,12 +116,12 @@ def read(text: str) -> Reading:
     terms = terms_of(text)
     sentences = list(_sentences(text, terms))
     same: dict[tuple[int, int], Unit] = {}
-    levels = [
+    clauses, phrases, whole = (
         tuple(same.setdefault(u.span, u) for u in _units(sentences, cuts))
         for cuts in (_CONJUNCTIONS, frozenset[str](), None)
-    ]
+    )
     dates = {f"@{date}": date for _, _, date in date_spans(text)}
-    return Reading(tuple(terms), *levels, dates)
+    return Reading(tuple(terms), clauses, phrases, whole, dates)
 
 
 def _sentences(text: str, terms: Sequence[Term]) -> Iterator[Sequence[Term]]:
@@ -135,9 +140,9 @@ def _units(sentences: Iterable[Sequence[Term]], conjunctions: frozenset[str] | N
         for end in range(len(terms) + 1):
             if end < len(terms) and (conjunctions is None or not _cuts(terms[end], conjunctions)):
                 continue
-            content = tuple([t for t in terms[start:end] if t.kind not in ("glue", "mark")])
+            content = [t for t in terms[start:end] if t.kind not in ("glue", "mark")]
             if content:
-                yield Unit(content)
+                yield Unit.of(content)
             start = end
 
 

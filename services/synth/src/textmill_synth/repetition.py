@@ -1,7 +1,6 @@
 """Finds what an answer says again and again: loops of words or blanks, and sentences said twice."""
 
 import re
-from collections import Counter
 
 from textmill_synth.tokens import counted_runs, tokens
 
@@ -20,18 +19,22 @@ def said_again(answer: str, passage: str) -> str | None:
         return "a loop of white space"
     again = _part_said_twice(answer)
     if again and again != _part_said_twice(passage, again):
-        return f"said more than once: {' '.join(again)!r}"
+        return f"said more than once: {again!r}"
     return _same_runs(answer, passage)
 
 
 def _may_loop(words: tuple[str, ...]) -> bool:
     """Whether something may stand there four times in a row; the search for it is slow."""
-    return max(Counter(words).values(), default=0) > 3 or any(len(word) > 7 for word in words)
+    return len(words) - len(set(words)) > 2 or any(len(word) > 7 and 2 * len(set(word)) <= len(word) for word in words)
 
 
-def _part_said_twice(text: str, wanted: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
-    parts = [tokens(part) for part in _PART.split(text)]
-    return next((p for p in parts if len(p) > 1 and wanted in (None, p) and parts.count(p) > 1), None)
+def _part_said_twice(text: str, wanted: str | None = None) -> str | None:
+    """A part of two words and more that stands there twice, or the wanted one of these."""
+    parts = [part.strip() for part in _PART.split(text.casefold())]
+    if len(parts) == len(set(parts)):
+        return None
+    twice = (p for p in parts if wanted in (None, p) and parts.count(p) > 1)
+    return next((p for p in twice if len(tokens(p)) > 1), None)
 
 
 def _same_runs(answer: str, passage: str) -> str | None:

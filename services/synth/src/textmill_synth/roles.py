@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from textmill_synth.alignment import Run, blocks, differences
+from textmill_synth.alignment import COPULAS, Run, blocks, differences
 from textmill_synth.checks import Candidate, Finding
 from textmill_synth.reading import Reading, Unit, read
 from textmill_synth.rivals import MAX_FIGURE_TERMS, MIN_SHARED_WORDS, Pair, are_parallel, is_person
@@ -42,8 +42,8 @@ class Charge:
 
     @property
     def finding(self) -> Finding:
-        reason = "ungrounded_name" if self.invented else "swapped"
-        return Finding(reason, f"{self.own.text!r} stands where the passage has {self.other.text!r}")
+        detail = f"{self.own.text!r} stands where the passage has {self.other.text!r}"
+        return Finding("ungrounded_name" if self.invented else "swapped", detail)
 
     @property
     def missed(self) -> frozenset[str]:
@@ -114,13 +114,26 @@ def _first_misplaced(said: list[Unit], bearers: Sequence[Unit], sources: Sources
     if not any(verdicts):
         return None
     right = [u for u in said if any(_holds(b, u, u.key_set & sources.passage.content) for b in bearers)]
+    quoted = _quoted(said, sources.passage)
     for verdict in chain.from_iterable(verdicts):
         if isinstance(verdict, Finding):
             return verdict
         # What the answer says rightly elsewhere can't be what it left out here.
-        if not any(verdict.missed < unit.key_set for unit in right):
+        if not quoted.issuperset(verdict.own.keys) and not any(verdict.missed < unit.key_set for unit in right):
             return verdict.finding
     return None
+
+
+def _quoted(said: Sequence[Unit], passage: Reading) -> frozenset[str]:
+    """The keys of the passage's sentences that the answer has whole and in order, as after "It has ..." in them."""
+    texts = [f" {' '.join(_without_copulas(unit))} " for unit in said]
+    sentences = [_without_copulas(s) for s in passage.sentences]
+    whole = [keys for keys in sentences if len(keys) > 2 and any(f" {' '.join(keys)} " in text for text in texts)]
+    return frozenset(chain.from_iterable(whole))
+
+
+def _without_copulas(unit: Unit) -> list[str]:
+    return [key for key in unit.keys if key not in COPULAS]
 
 
 def _misfitted_number(passage: Reading, answer: Reading) -> Finding | None:
@@ -149,17 +162,19 @@ def _accusers(candidate: Candidate, passage: Reading, answer: Reading) -> list[U
         wanted = answer.content | read(candidate.question).content
         shared = [len(wanted & s.key_set) for s in passage.sentences]
         sources = [s for s, n in zip(passage.sentences, shared, strict=True) if n and n >= MIN_CLOSE * max(shared)]
-    return [u for u in passage.units if any(s.encloses(u) for s in sources)]
+    return [unit for sentence in sources for unit in passage.units_in[sentence]]
 
 
 def _known(said: Unit, answer: Reading, passage: Reading) -> Unit:
     """The unit with its dates as the passage writes them, and its names as the passage knows them."""
+    if not any(t.kind == "date" or (t.kind == "word" and t.key in passage.names) for t in said.terms):
+        return said
     terms: list[Term] = []
     for term in said.terms:
         if term.kind == "date" and term.key not in passage.content:
             term = term._replace(key=next(iter(passage.dates_like(answer.dates[term.key])), term.key))
         terms.append(term._replace(kind="name") if term.key in passage.names else term)
-    return Unit(tuple(terms))
+    return Unit.of(terms)
 
 
 def _misplaced(said: Unit, bearers: Sequence[Unit], sources: Sources, narrow: bool) -> Sequence[Charge | Finding]:
@@ -189,7 +204,7 @@ def _holds(unit: Unit, said: Unit, known: frozenset[str]) -> bool:
     """Whether the unit has all that is said, as often: a Chinese character may stand in two words."""
     if not known <= unit.key_set:
         return False
-    return len(said.keys) == len(said.key_set) or not Counter(k for k in said.keys if k in known) - Counter(unit.keys)
+    return not said.repeats or not Counter(k for k in said.keys if k in known) - Counter(unit.keys)
 
 
 def _clears(witness: Unit, charge: Charge, known: frozenset[str], charged: bool) -> bool:
@@ -208,7 +223,8 @@ def _clears(witness: Unit, charge: Charge, known: frozenset[str], charged: bool)
 def _charges(said: Unit, known: frozenset[str], unit: Unit, passage: Reading) -> Iterator[Charge]:
     """What of the answer's clause takes the place of something like it in the passage's."""
     shared = known & unit.key_set
-    if not shared or known <= unit.key_set == said.key_set:
+    # Only a Chinese name that nobody knows can hide in a clause that has all that is known of the answer's.
+    if not shared or (shared == known and all(key.isascii() for key in said.key_set)):
         return
     own_runs, other_runs = differences(said, unit)
     for own in own_runs:
@@ -249,7 +265,7 @@ def _turned_round(said: Unit, unit: Unit, passage: Reading) -> Finding | None:
     if len(moved) != 2:
         return None
     (at, start, first_end), (_, last_start, end) = moved[0][0], moved[1][0]
-    first, last = Run(tuple(terms[start:first_end])), Run(tuple(terms[last_start:end]))
+    first, last = Run.of(terms[start:first_end]), Run.of(terms[last_start:end])
     between = terms[first_end:last_start]
     if not _like_long(first, last):
         return None

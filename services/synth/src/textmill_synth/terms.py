@@ -4,7 +4,8 @@ So that "Seven lines" and "7 line" are alike. Knows nothing of clauses and sente
 """
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from textmill_synth.dates import date_spans
@@ -60,6 +61,9 @@ _LOWER_CASE = re.compile(r"\b[a-z]+")
 _SUFFIXES = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 
 
+_START = attrgetter("start")
+
+
 class Term(NamedTuple):
     key: str
     kind: Kind
@@ -67,6 +71,7 @@ class Term(NamedTuple):
     end: int
 
 
+@lru_cache(maxsize=8192)
 def stem(word: str) -> str:
     """A crude stem: enough to see "leading" in "leads" and "armies" in "army"."""
     for suffix in _SUFFIXES:
@@ -79,47 +84,63 @@ def stem(word: str) -> str:
 
 def terms_of(text: str) -> list[Term]:
     """All terms in order: a date is one, and so is a number, whatever words they are written in."""
-    found: list[Term] = [Term(f"@{date}", "date", start, end) for start, end, date in date_spans(text)]
+    found = _figures(text)
     taken = {place for term in found for place in range(term.start, term.end)}
-    coded = {place for match in _CODE.finditer(text) for place in range(*match.span())}
-    for start, end, value in number_spans(text):
-        if start not in taken and start not in coded:
-            found.append(Term(f"#{value}", "number", start, end))
-            taken.update(range(start, end))
-    starts = {start for start, _ in sentence_spans(text)}
-    capitals = {m[1].lower() for m in _CAPITALISED.finditer(text) if m[2] or m.start() not in starts}
-    capitals -= set(_LOWER_CASE.findall(text))
+    starts, names = {start for start, _ in sentence_spans(text)}, _capitalised(text)
     for match in _TERM.finditer(text):
-        if match.start() not in taken:
-            found += _term(match, capitals, match.start() in starts)
-    return sorted(found, key=lambda term: term.start)
+        start, end = match.span()
+        if start not in taken:
+            word = match.group()
+            key, kind = _classified(word, match.lastgroup or "", start in starts, word in names)
+            found.append(Term(key, kind, start, end))
+    found.sort(key=_START)
+    return found
 
 
-def _term(match: "re.Match[str]", capitals: set[str], opens: bool) -> Iterator[Term]:
-    text, (start, end), group = match.group(), match.span(), match.lastgroup
+def _figures(text: str) -> list[Term]:
+    """The dates and the numbers outside dates and names like E12."""
+    found = [Term(f"@{date}", "date", start, end) for start, end, date in date_spans(text)]
+    numbers = number_spans(text)
+    if numbers:
+        taken = {place for term in found for place in range(term.start, term.end)}
+        taken.update(place for match in _CODE.finditer(text) for place in range(*match.span()))
+        found += [Term(f"#{value}", "number", start, end) for start, end, value in numbers if start not in taken]
+    return found
+
+
+def _capitalised(text: str) -> set[str]:
+    """The words that have a capital where no sentence starts, or before another one, and nowhere a small letter."""
+    starts = {start for start, _ in sentence_spans(text)}
+    capitals = {m[1] for m in _CAPITALISED.finditer(text) if m[2] or m.start() not in starts}
+    small = set(_LOWER_CASE.findall(text)) if capitals else capitals
+    return {word for word in capitals if word.lower() not in small}
+
+
+@lru_cache(maxsize=8192)
+def _classified(text: str, group: str, opens: bool, capital: bool) -> tuple[str, Kind]:
+    """The key and the kind of a term. ``opens``: it starts a sentence; ``capital``: the text has it as a name."""
     if group == "mark":
-        yield Term(text, "mark", start, end)
-    elif group == "code":
-        yield Term(text.lower(), "name", start, end)
-    elif group in ("neg", "other"):
-        yield Term(text, "not" if group == "neg" else "word", start, end)
-    elif group == "han":
-        yield Term(text, "role" if text in _HAN_ROLES else "glue" if text in _HAN_GLUE else "word", start, end)
-    else:
-        yield _word(text, start, end, capitals, opens)
+        return text, "mark"
+    if group == "code":
+        return text.lower(), "name"
+    if group in ("neg", "other"):
+        return text, "not" if group == "neg" else "word"
+    if group == "han":
+        return text, "role" if text in _HAN_ROLES else "glue" if text in _HAN_GLUE else "word"
+    return _classified_word(text, opens, capital)
 
 
-def _word(text: str, start: int, end: int, capitals: set[str], opens: bool) -> Term:
+def _classified_word(text: str, opens: bool, capital: bool) -> tuple[str, Kind]:
     word = text.replace("’", "'").lower()
     if word in _NOT_WORDS or word.endswith("n't"):
-        return Term(word, "not", start, end)
+        return word, "not"
     word = word.removesuffix("'s").rstrip("'")
     if word in _BE or word in _ROLES:
-        return Term("be" if word in _BE else word, "role", start, end)
+        return "be" if word in _BE else word, "role"
     # "A" inside a sentence is a label, as in "circuit A".
     if len(word) == 1 and text.isupper() and text != "I" and (text != "A" or not opens):
-        return Term(word, "name", start, end)
+        return word, "name"
     if word in _GLUE or len(word) == 1:
-        return Term(word, "glue", start, end)
-    named = (word in capitals and text[0].isupper()) or _INNER_CAPITAL.search(text) is not None
-    return Term(stem(word), "name" if named else "word", start, end)
+        return word, "glue"
+    named = (capital and text[0].isupper()) or _INNER_CAPITAL.search(text) is not None
+    return stem(word), "name" if named else "word"
