@@ -6,7 +6,7 @@ PACKAGES := core services/ingest services/synth services/trainer services/infere
 SOURCES := $(PACKAGES:%=%/src) tests bench
 JOBS ?= 2
 
-.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth clean
+.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth bench-checks bench-ablation clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -47,6 +47,12 @@ bench-ingest: setup  ## the memory and speed of an upload of 2 GB
 
 bench-synth: setup  ## synth's throughput, faults, kills and increments, and its peers
 	$(BIN)/python bench/synth.py
+
+bench-checks: setup  ## what the checks find in planted defects and spare of good records
+	$(BIN)/python bench/checks.py
+
+bench-ablation: setup  ## what each check and each way of asking buys the demo's model; half an hour
+	$(BIN)/python bench/ablation.py
 
 clean:  ## remove the environment and what 'textmill up' kept
 	rm -rf $(VENV) .textmill demo-report

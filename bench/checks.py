@@ -3,11 +3,10 @@
     python bench/checks.py
 
 Prints a table per kind of defect and per part of the set, and the time that the checks take; writes
-``bench/results/checks.json``. "Right" is a defect rejected for a reason that fits it, or a good answer accepted.
-All
-parts of the set have been used to better the checks by now; ``FIRST_SIGHT`` has the shares before that, which tell more
-of answers to come. The time is CPU time a record, the best of 20 rounds over all answers; a passage is read once for all
-its answers, as in a job, and no answer was seen before.
+``bench/results/checks.json``. "Right" is a defect rejected for a reason that fits it, or a good answer accepted. All
+parts of the set have been used to better the checks by now; ``FIRST_SIGHT`` has the shares before that, which tell
+more of answers to come. The time is CPU time a record, the best of 20 rounds over all answers; a passage is read once
+for all its answers, as in a job, and no answer was seen before.
 """
 
 import argparse
