@@ -275,7 +275,7 @@ def train_and_ask(variant: Variant, questions: Sequence[Record], base: Path, ste
         folder = WorkFolder(Path(name))
         with ParquetFile(folder.records("train")) as file:
             for record in variant.records:
-                file.write(record)
+                file.write(record.to_json())
         job = TrainJob(
             dataset_id=content_id("ds", variant.name),
             epochs=1_000,

@@ -56,7 +56,7 @@ def tool_record(number: int = 9, names: Sequence[str] = ("师",)) -> Record:
 def write(path: Path, *records: Record) -> None:
     with ParquetFile(path) as file:
         for row in records:
-            file.write(row)
+            file.write(row.to_json())
 
 
 def same(row: Record) -> dict[str, Any]:

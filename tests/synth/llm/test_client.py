@@ -255,3 +255,22 @@ def test_the_deadline_counts_from_admission_and_each_try_has_its_own() -> None:
 
     assert run(work()) == [ANSWER] * 10
     assert endpoint.began == [float(n) for n in range(10)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_at_random_do_not_make_the_last_rows_wait(seed: int) -> None:
+    """A quarter never comes, 20 % get a 429, 10 % a 500, 10 % garbage: 300 rows from a cold start."""
+    chance, advised = random.Random(seed), replace(RATE_LIMITED, retry_after_s=1.0)
+    replies: list[Reply] = [
+        (RATE_LIMITED, 0.005), (advised, 0.005), (SERVER_ERROR, 0.5), (Fault("llm_bad_response", "-"), 0.5),
+        (ANSWER, 1e9), (ANSWER, 0.5),
+    ]  # fmt: skip
+    endpoint = VirtualEndpoint(lambda request, at_once: chance.choices(replies, (10, 10, 10, 10, 25, 35))[0])
+
+    async def work() -> tuple[Answers, float]:
+        asked = ChatClient([Route(endpoint, Concurrency(1000))], "m", 3.0, RetryPolicy(max_tries=30))
+        return await ask(asked, many(300)), asyncio.get_running_loop().time()
+
+    answers, took_s = run(work(), seed)
+    assert answers == [ANSWER] * 300
+    assert took_s < 50

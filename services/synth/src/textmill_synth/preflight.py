@@ -26,7 +26,7 @@ from textmill_synth.settings import SynthSettings
 from textmill_synth.strategies.base import Generator
 from textmill_synth.tally import Tally
 from textmill_synth.topics import validate_question_sets
-from textmill_synth.worker import CALLS, count_calls, count_ledger, until_stopped
+from textmill_synth.worker import CALLS, count_calls, count_ledger, run_until_stopped, seldom_collected
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class PreflightHandler:
         validate_question_sets(job.question_sets)
         corpus = Corpus(context.store, job.corpus_id)
         left_out = load_known(context.store, job.leave_out_known)
-        manifest = asyncio.run(until_stopped(_Preflight(self.settings, job, context, corpus, left_out).run(), context))
+        with seldom_collected():
+            work = _Preflight(self.settings, job, context, corpus, left_out).run()
+            manifest = run_until_stopped(work, context)
         return Output(manifest_key=preflight_key(job.preflight_id), manifest=manifest.model_dump(mode="json"))
 
 

@@ -86,6 +86,7 @@ def continued(prompt: Prompt, further: Prompt) -> Prompt:
 @cache
 def _parse_turns(text: str) -> Sequence[_Turn]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.globals.clear()  # no template calls one, and each rendering would copy them
     _, *parts = _TURN.split(text)
     if not parts:
         raise TextmillError(

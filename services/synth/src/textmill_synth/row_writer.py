@@ -121,8 +121,8 @@ class RowWriter:
             with ExitStack() as stack:
                 parquet = stack.enter_context(ParquetFile(self._folder / _parquet_name(split)))
                 texts = stack.enter_context(TextExports(self._folder)) if split == "train" else None
-                for record in self._staying(split, check):
-                    parquet.write(record)
+                for line, record in self._staying(split, check):
+                    parquet.write(line)
                     if texts:
                         texts.write(record)
             if texts:
@@ -132,8 +132,8 @@ class RowWriter:
         self._drops.flush()
         return self._upload_all(prefix, names, notes)
 
-    def _staying(self, split: Split, check: Callable[[], None]) -> Iterator[Record]:
-        """The rows of a split that are written, in training order; the others go to the drop ledger."""
+    def _staying(self, split: Split, check: Callable[[], None]) -> Iterator[tuple[bytes, Record]]:
+        """The rows of a split that are written, as JSON too, in training order; the others go to the drop ledger."""
         for n, (number, line) in enumerate(self._spools[split].in_order()):
             if n % _STOP_CHECK_ROWS == 0:
                 check()
@@ -143,7 +143,7 @@ class RowWriter:
                 self._write_drop(record, verdict)
             else:
                 self._note_written(record, verdict)
-                yield record
+                yield line, record
 
     def _note_made(self, record: Record) -> None:
         self._made += 1

@@ -22,6 +22,7 @@ LONGEST_HOLD_S = 300.0
 """A ``Retry-After`` beyond this sends the job back to the queue: it isn't worth holding a worker for."""
 _PROBE = ChatRequest("", (Message(role="user", content="Hi"),), 0.0, 1)
 _PROBE_DEADLINE_S = 30.0
+_TRIES_REMEMBERED = 16
 _FAULTS_OF_LOAD = {"llm_timeout", "llm_rate_limited", "llm_server_error", "llm_connection"}
 
 
@@ -50,6 +51,8 @@ class _Lane:
     route: Route
     breaker: Breaker
     stragglers: Stragglers
+    turned_away: float = 1.0
+    """The share of the last tries that got a 429; all, before any is known."""
 
 
 class ChatClient:
@@ -127,21 +130,21 @@ class ChatClient:
         """Wait as long as is due before the next try. Raises when there is no use in one."""
         if fault.kind == "llm_bad_request":
             raise CallFailed(fault.kind, fault.message)
-        if patience.answers is None:
-            patience.answers = self._answers
         if fault.retry_after_s is not None and fault.retry_after_s > LONGEST_HOLD_S:
             if len(self._lanes) == 1:
                 asked = f"{fault.message}; it asks to wait {fault.retry_after_s:.0f} s"
                 raise DependencyDown(asked, fault.retry_after_s)
             lane.breaker.trip(fault.retry_after_s)
             return
-        patience.count(fault.kind)
+        patience.count(fault.kind, self._answers)
         if patience.at_an_end:
             await self._give_up(fault, lane, patience)
         elif fault.retry_after_s is not None:
-            lane.route.concurrency.hold(fault.retry_after_s)
+            if lane.turned_away > 0.5:
+                lane.route.concurrency.hold(fault.retry_after_s)
+            await asyncio.sleep(fault.retry_after_s)
         else:
-            await asyncio.sleep(patience.delay_s(fault.kind))
+            await asyncio.sleep(patience.delay_s(fault.kind, lane.turned_away > 0.5))
 
     async def _give_up(self, fault: Fault, lane: _Lane, patience: Patience[_Lane]) -> None:
         """Raises, unless another endpoint may still be asked.
@@ -223,6 +226,8 @@ class ChatClient:
 
     def _note(self, lane: _Lane, outcome: Completion | Fault) -> None:
         self._observe(outcome.kind if isinstance(outcome, Fault) else "ok")
+        rate_limited = isinstance(outcome, Fault) and outcome.kind == "llm_rate_limited"
+        lane.turned_away += (rate_limited - lane.turned_away) / _TRIES_REMEMBERED
         if isinstance(outcome, Completion):
             lane.breaker.succeeded()
         elif outcome.endpoint_down:

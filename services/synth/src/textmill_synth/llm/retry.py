@@ -31,13 +31,20 @@ class RetryPolicy:
 
 @dataclass(eq=False)
 class Patience(Generic[Lane]):
-    """What one call has gone through. ``answers`` is how many calls had been answered when it first failed."""
+    """What one call has gone through. ``answers`` is how many calls had been answered when it first failed.
+
+    Its waits grow only while nobody is answered, or where most tries are turned away: a fault that hits some calls at
+    random has nothing to recover from.
+    """
 
     policy: RetryPolicy
     answers: int | None = None
     tries: int = 0
     rate_limited: int = 0
     given_up_on: list[Lane] = field(default_factory=list)
+    _in_a_row: int = 0
+    """Faults of one kind while no call at all was answered."""
+    _last: tuple[FaultKind, int] | None = None
 
     @property
     def at_an_end(self) -> bool:
@@ -47,18 +54,23 @@ class Patience(Generic[Lane]):
     def spent(self) -> int:
         return self.tries + self.rate_limited
 
-    def count(self, kind: FaultKind) -> None:
+    def count(self, kind: FaultKind, answers: int) -> None:
+        """A fault, when so many calls had been answered."""
+        if self.answers is None:
+            self.answers = answers
+        self._in_a_row = self._in_a_row + 1 if self._last == (kind, answers) else 1
+        self._last = (kind, answers)
         if kind == "llm_rate_limited":
             self.rate_limited += 1
         else:
             self.tries += 1
 
-    def delay_s(self, kind: FaultKind) -> float:
-        """Before the next try, after a fault of this kind."""
-        if kind == "llm_rate_limited":
-            return self.policy.delay_s(self.rate_limited, PATIENT_DOUBLINGS)
-        return self.policy.delay_s(self.tries)
+    def delay_s(self, kind: FaultKind, turned_away: bool) -> float:
+        """Before the next try, after a fault of this kind. ``turned_away``: most tries of all calls got a 429."""
+        if kind != "llm_rate_limited":
+            return self.policy.delay_s(self._in_a_row)
+        return self.policy.delay_s(self.rate_limited if turned_away else self._in_a_row, PATIENT_DOUBLINGS)
 
     def begin_anew(self) -> None:
         """At another endpoint."""
-        self.tries = self.rate_limited = 0
+        self.tries = self.rate_limited = self._in_a_row = 0

@@ -83,6 +83,8 @@ class KnownFacts:
 
     def closest(self, row: Row) -> Match | None:
         """The row most like this one in subject and answer: the mean of both."""
+        if not self._numbers:
+            return None
         found = self._candidates(row.question.words)
         matches = [_match(self._read(n), self._similarity(row, self._read(n))) for n in found]
         return max(matches, key=lambda match: match.similarity, default=None)
