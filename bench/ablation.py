@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import synth_world as world
 import yaml
 
 from textmill.contracts.base import content_id
 from textmill.contracts.datasets import Axis, DatasetManifest, Record, Reject
-from textmill.contracts.documents import CorpusManifest, Document, Encoding, Passage, Span
 from textmill.contracts.jobs import SynthJob, TrainJob
 from textmill.contracts.synthesis import AskingOptions, QuestionSet
 from textmill.store import MemoryStore
@@ -207,47 +207,9 @@ def synthesize(store: MemoryStore, url: str, hexagrams: int, questions: Question
 
 
 def put_corpus(store: MemoryStore, hexagrams: int) -> str:
-    """As ingest leaves it: one document and one passage a hexagram."""
-    passages: list[Passage] = []
-    for path in sorted((EXAMPLES / "en").glob("*.md"))[:hexagrams]:
-        data = path.read_bytes()
-        text = data.decode().strip()
-        document = Document(
-            document_id=content_id("doc", path.name),
-            sha256=content_id("x", text).removeprefix("x_") * 2,
-            size_bytes=len(data),
-            name=path.name,
-            media_type="text/markdown",
-            encoding=Encoding(name="utf-8", method="utf-8", confidence=1.0),
-        )
-        store.put(document.raw_key, data)
-        store.put(f"documents/{document.document_id}.json", document.to_json())
-        whole = Span(char_start=0, char_end=len(text), byte_start=0, byte_end=len(text.encode()))
-        passages.append(
-            Passage(
-                passage_id=content_id("pas", path.name),
-                document_id=document.document_id,
-                document_sha256=document.sha256,
-                index=0,
-                text=text,
-                language="en",
-                span=whole,
-                exact=True,
-            )
-        )
-    corpus_id = content_id("cor", str(hexagrams))
-    key = f"corpora/{corpus_id}/passages.jsonl"
-    store.put(key, b"".join(p.to_json() + b"\n" for p in passages))
-    manifest = CorpusManifest(
-        corpus_id=corpus_id,
-        document_ids=[p.document_id for p in passages],
-        passages_key=key,
-        passages=len(passages),
-        characters=sum(len(p.text) for p in passages),
-        languages={"en": len(passages)},
-    )
-    store.put(f"corpora/{corpus_id}/manifest.json", manifest.to_json())
-    return corpus_id
+    """One document and one passage a hexagram."""
+    paths = sorted((EXAMPLES / "en").glob("*.md"))[:hexagrams]
+    return world.put_corpus(store, [[path.read_text(encoding="utf-8").strip()] for path in paths])
 
 
 def records_of(store: MemoryStore, manifest: DatasetManifest) -> list[Record]:

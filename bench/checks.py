@@ -4,7 +4,7 @@
 
 Prints a table per kind of defect and per part of the set, and the time that the checks take; writes
 ``bench/results/checks.json``. "Right" is a defect rejected for a reason that fits it, or a good answer accepted. All
-parts of the set have been used to better the checks by now; ``FIRST_SIGHT`` has the shares before that, which tell
+parts of the set have been used to better the checks by now; ``docs/synth.md`` has the shares at first sight, which tell
 more of answers to come. The time is CPU time a record, the best of 20 rounds over all answers; a passage is read once
 for all its answers, as in a job, and no answer was seen before.
 """
@@ -35,8 +35,6 @@ GOOD_GOAL = 0.03
 MICROSECONDS_GOAL = 300
 PASSAGE_CHARACTERS = 600
 ROUNDS = 20
-FIRST_SIGHT = {"held back": {"defects": 0.911, "good": 0.931}, "fresh": {"defects": 0.923, "good": 0.937}}
-"""Shares judged rightly when each part was first looked at; the parts have since been used to better the checks."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,12 @@ def main() -> int:
         ("good answers rejected", f"{lost:.1%}", f"<= {GOOD_GOAL:.0%}", lost <= GOOD_GOAL),
     ]
     goals += [
-        (f"{language}: all checks, a record", f"{us:.0f} us", f"< {MICROSECONDS_GOAL} us", us < MICROSECONDS_GOAL)
+        (
+            f"{language}: a record, its passage read",
+            f"{us:.0f} us",
+            f"< {MICROSECONDS_GOAL} us",
+            us < MICROSECONDS_GOAL,
+        )
         for language, us in microseconds.items()
     ]
     report(options.out, readings, microseconds, goals)
@@ -155,7 +158,6 @@ def report(
         "goal_defects": DEFECTS_GOAL,
         "goal_good_rejected": GOOD_GOAL,
         "goal_microseconds": MICROSECONDS_GOAL,
-        "first_sight": FIRST_SIGHT,
         "microseconds": microseconds,
         "readings": [asdict(reading) for reading in readings],
     }

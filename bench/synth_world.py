@@ -24,7 +24,7 @@ from textmill.contracts.documents import CorpusManifest, Document, Encoding, Pas
 from textmill.contracts.jobs import SynthJob
 from textmill.contracts.synthesis import Question, QuestionSet
 from textmill.errors import DependencyDown
-from textmill.store import S3Store
+from textmill.store import ObjectStore, S3Store
 from textmill_cli.local import servers
 from textmill_cli.local.ports import any_free
 from textmill_cli.local.wait import wait_until
@@ -146,7 +146,7 @@ def _passage(n: int) -> str:
     )
 
 
-def put_corpus(store: S3Store, documents: Sequence[Sequence[str]]) -> str:
+def put_corpus(store: ObjectStore, documents: Sequence[Sequence[str]]) -> str:
     """One document for each list of passages. Returns the corpus id."""
     corpus_id = new_id("cor")
     placed = [passage for texts in documents for passage in _put_document(store, texts)]
@@ -164,9 +164,8 @@ def put_corpus(store: S3Store, documents: Sequence[Sequence[str]]) -> str:
     return corpus_id
 
 
-def _put_document(store: S3Store, texts: Sequence[str]) -> Iterator[Passage]:
-    """ASCII, so that a character is a byte."""
-    data = "\n\n".join(texts).encode("ascii")
+def _put_document(store: ObjectStore, texts: Sequence[str]) -> Iterator[Passage]:
+    data = "\n\n".join(texts).encode()
     sha256 = hashlib.sha256(data).hexdigest()
     document = Document(
         document_id=content_id("doc", sha256),
@@ -178,9 +177,9 @@ def _put_document(store: S3Store, texts: Sequence[str]) -> Iterator[Passage]:
     )
     store.put(document.raw_key, data)
     store.put(f"documents/{document.document_id}.json", document.to_json())
-    start = 0
+    start = byte_start = 0
     for index, text in enumerate(texts):
-        end = start + len(text)
+        end, byte_end = start + len(text), byte_start + len(text.encode())
         yield Passage(
             passage_id=content_id("pas", sha256, str(index)),
             document_id=document.document_id,
@@ -189,10 +188,10 @@ def _put_document(store: S3Store, texts: Sequence[str]) -> Iterator[Passage]:
             text=text,
             language="en",
             heading=text.split()[0],
-            span=Span(char_start=start, char_end=end, byte_start=start, byte_end=end),
+            span=Span(char_start=start, char_end=end, byte_start=byte_start, byte_end=byte_end),
             exact=True,
         )
-        start = end + 2
+        start, byte_start = end + 2, byte_end + 2
 
 
 QUESTION = "What does {subject} stand for?"

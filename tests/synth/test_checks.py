@@ -209,3 +209,11 @@ def test_every_fact_sentence_of_the_example_passes(language: Language) -> None:
             assert first_finding(candidate, ALL_CHECKS) is None, sentence
             judged += 1
     assert judged == 64 * 3
+
+
+def test_a_name_that_repeats_itself_is_no_loop_where_the_passage_has_it() -> None:
+    passage = "Bababababa stands for the ridge behind the bell."
+    assert first_finding(Candidate(passage, "What does it stand for?", passage, "en"), ALL_CHECKS) is None
+    finding = first_finding(Candidate(passage, "What does it stand for?", "It stands for the ridge.", "en"), ALL_CHECKS)
+    assert finding is not None
+    assert finding.reason == "repetition"

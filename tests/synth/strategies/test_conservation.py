@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted import Fails, Reply, Run, Says, generate, passages
 
-from textmill.contracts.datasets import Tool
+from textmill.contracts.datasets import Strategy, Tool
 from textmill.contracts.synthesis import OwnerPrompt, SeedTask, SynthOptions
 from textmill_synth.finishing import Finishing, Variants
 from textmill_synth.judge import open_judge
@@ -22,19 +23,7 @@ TEXTS = (
     "The island has no harbour.",
 )
 OPTIONS = SynthOptions(
-    strategies=(
-        "qa",
-        "pairs",
-        "bridge",
-        "summary",
-        "styles",
-        "passage",
-        "conversation",
-        "tools",
-        "self_instruct",
-        "evolve",
-        "prompt",
-    ),
+    strategies=get_args(Strategy),
     pairs_per_passage=2,
     styles=("short", "long"),
     turns=2,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from textmill.contracts.base import Contract, StoredContract, utc_now
 from textmill.contracts.documents import Language, Span
@@ -56,6 +56,20 @@ class Message(Contract):
     content: str
     tool_calls: Sequence[ToolCall] = ()
     tool_call_id: str | None = None
+
+    def openai(self) -> dict[str, JsonValue]:
+        """As OpenAI's chat API writes it. A message that only calls tools has no content."""
+        row: dict[str, JsonValue] = {"role": self.role}
+        if self.content or not self.tool_calls:
+            row["content"] = self.content
+        if self.tool_calls:
+            row["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id is not None:
+            row["tool_call_id"] = self.tool_call_id
+        return row
 
 
 class Cost(Contract):

@@ -109,7 +109,7 @@ def _sharegpt_turn(message: Message) -> JsonValue:
 
 
 def _chatml(record: Record) -> str:
-    row: dict[str, JsonValue] = {"messages": [_openai_message(message) for message in record.messages]}
+    row: dict[str, JsonValue] = {"messages": [message.openai() for message in record.messages]}
     if record.tools:
         row["tools"] = _openai_tools(record)
     return _json_line(row)
@@ -117,25 +117,11 @@ def _chatml(record: Record) -> str:
 
 def _openai(record: Record) -> str:
     """A line of OpenAI's chat fine-tuning: ``FineTuneChatRequestInput`` in its API's description."""
-    row: dict[str, JsonValue] = {"messages": [_openai_message(message) for message in record.messages]}
+    row: dict[str, JsonValue] = {"messages": [message.openai() for message in record.messages]}
     if record.tools:
         row["tools"] = _openai_tools(record)
         row["parallel_tool_calls"] = any(len(message.tool_calls) > 1 for message in record.messages)
     return _json_line(row)
-
-
-def _openai_message(message: Message) -> JsonValue:
-    row: dict[str, JsonValue] = {"role": message.role}
-    if message.content or not message.tool_calls:
-        row["content"] = message.content
-    if message.tool_calls:
-        row["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        row["tool_call_id"] = message.tool_call_id
-    return row
 
 
 def _openai_tools(record: Record) -> JsonValue:

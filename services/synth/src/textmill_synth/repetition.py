@@ -13,7 +13,7 @@ _LEAST_TOKENS = 16
 def said_again(answer: str, passage: str) -> str | None:
     """What the answer repeats, in words for a finding. What the passage itself says twice may be said twice."""
     loop = _LOOP.search(answer) if _may_loop(tokens(answer)) else None
-    if loop and len(loop.group()) >= 8:
+    if loop and len(loop.group()) >= 8 and loop.group() not in passage:
         return f"four times and more in a row: {loop.group(1)!r}"
     if _LONG_BLANK.search(answer):
         return "a loop of white space"

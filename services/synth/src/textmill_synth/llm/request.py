@@ -76,7 +76,7 @@ class ChatRequest:
     def body(self) -> dict[str, JsonValue]:
         body: dict[str, JsonValue] = {
             "model": self.model,
-            "messages": [_message(m) for m in self.messages],
+            "messages": [m.openai() | {"content": m.content} for m in self.messages],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
         }
@@ -88,18 +88,6 @@ class ChatRequest:
             schema: dict[str, JsonValue] = {"name": "sample", "schema": dict(self.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
-
-
-def _message(message: Message) -> dict[str, JsonValue]:
-    body: dict[str, JsonValue] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        body["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-            for c in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        body["tool_call_id"] = message.tool_call_id
-    return body
 
 
 @dataclass(frozen=True)
