@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from textmill.contracts.base import Contract, Id, Name, StoredContract, new_id, utc_now
 from textmill.contracts.synthesis import MixSource, SynthOptions
+from textmill.contracts.training import TrainOptions
 
 JobKind = Literal["crawl", "corpus", "preflight", "synth", "mix", "freeze", "train", "deploy", "evaluate", "loadtest"]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
@@ -96,24 +97,6 @@ class FreezeJob(BaseJob):
     dataset_id: Id = Field(default_factory=lambda: new_id("ds"))
     reviewed_id: Id
     only_approved: bool = False
-
-
-class TrainOptions(Contract):
-    """How ``base_model`` (the trainer's own setting if left out) is fine-tuned. Lengths are in tokens."""
-
-    base_model: str | None = None
-    epochs: int = Field(default=3, ge=1, le=1_000)
-    max_steps: int | None = Field(default=None, ge=1, le=100_000_000)
-    batch_size: int = Field(default=16, ge=1, le=4_096)
-    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    rank: int = Field(default=16, ge=1, le=1_024)
-    alpha: int = Field(default=32, ge=1, le=4_096)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    max_tokens: int = Field(default=1_024, ge=16, le=1_000_000)
-    evaluations: int = Field(default=4, ge=0, le=1_000)
-    checkpoints: int = Field(default=4, ge=0, le=1_000)
-    seed: int = 0
 
 
 class TrainJob(TrainOptions, BaseJob):
