@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from virtual_time import run
 
-from textmill_synth.llm.concurrency import Concurrency, Outcome
+from textmill_synth.llm.concurrency import FIRST_LIMIT, Concurrency, Outcome
 
 
 async def drive(
@@ -46,7 +46,7 @@ def test_it_doubles_in_a_round_and_stops_at_the_ceiling() -> None:
         await task
         return limits
 
-    assert run(work()) == [32, 64, 128, 256, 256, 256]
+    assert run(work()) == [64, 128, 256, 256, 256, 256]
 
 
 def test_it_does_not_grow_where_it_is_not_used() -> None:
@@ -57,7 +57,7 @@ def test_it_does_not_grow_where_it_is_not_used() -> None:
         await drive(concurrency, 500, lambda n: ("ok", 1.0))
         return concurrency
 
-    assert run(work()).limit == 16
+    assert run(work()).limit == FIRST_LIMIT
 
 
 @pytest.mark.parametrize("faults", [1, 2, 5, 100])
@@ -179,7 +179,7 @@ def test_after_an_outage_it_starts_slowly_up_to_where_it_was() -> None:
         return concurrency
 
     concurrency = run(work())
-    assert (concurrency.limit, concurrency.threshold) == (16, 500)
+    assert (concurrency.limit, concurrency.threshold) == (FIRST_LIMIT, 500)
     assert concurrency.learnt() == {"limit": 500, "threshold": 500}
 
 

@@ -19,7 +19,6 @@ from textmill_synth.llm import (
     HttpEndpoint,
     RetryPolicy,
     Route,
-    open_session,
 )
 from textmill_synth.llm import endpoint as endpoint_module
 
@@ -36,15 +35,15 @@ def ask(
     model: str = "",
 ) -> list[Completion | BaseException]:
     async def run() -> list[Completion | BaseException]:
-        async with open_session() as session:
-            retry = RetryPolicy(max_tries=3, first_delay_s=0.001)
-            endpoint = HttpEndpoint(session, server.url, SecretStr(key) if key else None, model)
-            client = ChatClient([Route(endpoint, Concurrency(concurrency))], "m", deadline_s, retry, observe)
-            calls = (client.complete(replace(REQUEST, sample=n)) for n in range(count))
-            try:
-                return await asyncio.gather(*calls, return_exceptions=True)
-            finally:
-                await client.close()
+        retry = RetryPolicy(max_tries=3, first_delay_s=0.001)
+        endpoint = HttpEndpoint(server.url, SecretStr(key) if key else None, model)
+        client = ChatClient([Route(endpoint, Concurrency(concurrency))], "m", deadline_s, retry, observe)
+        calls = (client.complete(replace(REQUEST, sample=n)) for n in range(count))
+        try:
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await client.close()
+            endpoint.close()
 
     return asyncio.run(run())
 

@@ -136,7 +136,7 @@ class BudgetGuard:
 
     def wrap(self, endpoint: Endpoint) -> Endpoint:
         """For ``open_llm``: the endpoint, asked as long as the budget lasts."""
-        return BudgetedEndpoint(endpoint, self)
+        return BudgetedEndpoint(endpoint, self) if self._budget != Budget() else endpoint
 
     @property
     def spent(self) -> BudgetSpent | None:

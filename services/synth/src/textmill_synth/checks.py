@@ -12,7 +12,7 @@ from typing import Literal
 from textmill.contracts.documents import Language
 from textmill_synth.repetition import said_again
 from textmill_synth.sentences import ends_complete
-from textmill_synth.tokens import TOKEN, shingles, tokens
+from textmill_synth.tokens import TOKEN, lower, shingles, tokens
 from textmill_synth.tongues import foreign_words
 
 Reason = Literal[
@@ -101,6 +101,20 @@ _POINTS_AT_PROMPT = re.compile(
     r"|用一句话|(?:答案|回答)是",
     re.IGNORECASE,
 )
+# What an English text that matches has in it; looking for these is far quicker.
+_REFUSES_WITH = ("not", "n't", "unable", "sorry", "apolog", "as a", "no ", "enough ")
+_POINTS_WITH = (
+    "passage",
+    "paragraph",
+    "excerpt",
+    "context",
+    "prompt",
+    "sentence",
+    "text",
+    "question",
+    "answer",
+    "fact",
+)
 _LEAK_TOKENS = {"en": 5, "zh": 4}
 
 
@@ -121,7 +135,7 @@ def truncated(candidate: Candidate) -> Finding | None:
 
 def format_slip(candidate: Candidate) -> Finding | None:
     """Labels and markup that belong to a return format, and quotes that don't close."""
-    label = _LABEL.search(candidate.answer)
+    label = _LABEL.search(candidate.answer) if any(mark in candidate.answer for mark in ":：【") else None
     if label and label.group().strip() not in candidate.passage:
         return Finding("format", f"a label of a return format stands in the answer: {label.group().strip()!r}")
     markup = _MARKUP.search(candidate.answer)
@@ -142,7 +156,7 @@ def wrong_language(candidate: Candidate) -> Finding | None:
 
 
 def refusal(candidate: Candidate) -> Finding | None:
-    found = _REFUSAL.search(candidate.answer)
+    found = _REFUSAL.search(candidate.answer) if _may_have(candidate.answer, _REFUSES_WITH) else None
     if found is None or found.group().lower() in candidate.passage.lower():
         return None
     return Finding("refusal", f"the answer declines: {found.group()!r}")
@@ -150,7 +164,7 @@ def refusal(candidate: Candidate) -> Finding | None:
 
 def prompt_leak(candidate: Candidate) -> Finding | None:
     """Words of the prompt's own instructions, or talk of a passage that the reader won't see."""
-    pointer = _POINTS_AT_PROMPT.search(candidate.answer)
+    pointer = _POINTS_AT_PROMPT.search(candidate.answer) if _may_have(candidate.answer, _POINTS_WITH) else None
     if pointer and pointer.group().lower() not in candidate.passage.lower():
         return Finding("prompt_leak", f"the answer speaks of its prompt: {pointer.group()!r}")
     length = _LEAK_TOKENS[candidate.language]
@@ -191,6 +205,11 @@ FORM_CHECKS: tuple[Check, ...] = (
     truncated,
     too_long,
 )
+
+
+def _may_have(answer: str, words: tuple[str, ...]) -> bool:
+    text = lower(answer)
+    return not text.isascii() or any(word in text for word in words)
 
 
 def first_finding(candidate: Candidate, checks: tuple[Check, ...]) -> Finding | None:

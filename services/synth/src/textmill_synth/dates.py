@@ -25,7 +25,9 @@ _DATE = re.compile(
     rf"(?:(?P<d5>\d{{1,2}}|{_HAN_NUMBER}{{1,3}})[日号])?",
     re.IGNORECASE,
 )
-_MAY_BE = re.compile(r"\d|月")
+_MONTH_STARTS = tuple(_MONTHS)
+_MONTH_WORD = re.compile(rf"\b{_MONTH}", re.IGNORECASE)
+_DIGITS_JOINED = re.compile(r"\d{4}[-/.]\d")
 
 
 class Date(NamedTuple):
@@ -45,7 +47,15 @@ class Date(NamedTuple):
 @lru_cache(maxsize=512)
 def date_spans(text: str) -> tuple[tuple[int, int, Date], ...]:
     """Every date that names a month, with its place. "13 and 14 November" is two."""
-    return tuple(_dates(text)) if _MAY_BE.search(text) else ()
+    return tuple(_dates(text)) if _may_have(text) else ()
+
+
+def _may_have(text: str) -> bool:
+    """Most texts name no month, and this look takes a hundredth of the next."""
+    if "月" in text or _DIGITS_JOINED.search(text):
+        return True
+    lower = text.lower()
+    return any(month in lower for month in _MONTH_STARTS) and _MONTH_WORD.search(text) is not None
 
 
 def _dates(text: str) -> Iterator[tuple[int, int, Date]]:

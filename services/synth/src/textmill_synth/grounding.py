@@ -134,10 +134,11 @@ ALL_CHECKS: tuple[Check, ...] = FORM_CHECKS + GROUNDING_CHECKS
 
 def contains(text: str, key: str) -> bool:
     """Whether the key stands in the text, whatever the case and spacing; "2" doesn't stand in "12"."""
-    needle = re.escape(_fold(key)).replace(r"\ ", r"\s+")
-    left = r"(?<![a-z0-9])" if key[:1].isascii() and key[:1].isalnum() else ""
-    right = r"(?![a-z0-9])" if key[-1:].isascii() and key[-1:].isalnum() else ""
-    return re.search(f"{left}{needle}{right}", _fold(text)) is not None
+    haystack, needle = _fold(text), _fold(key)
+    at = haystack.find(needle)
+    while at >= 0 and not _stands_alone(haystack, at, at + len(needle)):
+        at = haystack.find(needle, at + 1)
+    return at >= 0
 
 
 def closest_sentence(answer: str, passage: str) -> tuple[int, int]:
@@ -206,6 +207,16 @@ def _sentence_features(passage: str) -> tuple[tuple[tuple[int, int], frozenset[s
 def _features(text: str) -> set[str]:
     han = _HAN.findall(text)
     return {stem(w) for w in content_words(text)} | {a + b for a, b in pairwise(han)} | numbers(text)
+
+
+def _stands_alone(folded: str, start: int, end: int) -> bool:
+    """Whether neither end of ``folded[start:end]`` cuts a Latin word or a number in two."""
+    cut_left = start > 0 and _is_latin(folded[start - 1]) and _is_latin(folded[start])
+    return not cut_left and not (end < len(folded) and _is_latin(folded[end - 1]) and _is_latin(folded[end]))
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
 
 
 def _fold(text: str) -> str:

@@ -12,7 +12,6 @@ from textmill_synth.llm.client import Route as Route
 from textmill_synth.llm.client import Stats as Stats
 from textmill_synth.llm.concurrency import Concurrency as Concurrency
 from textmill_synth.llm.endpoint import HttpEndpoint as HttpEndpoint
-from textmill_synth.llm.endpoint import open_session as open_session
 from textmill_synth.llm.open import open_llm as open_llm
 from textmill_synth.llm.request import CallFailed as CallFailed
 from textmill_synth.llm.request import ChatRequest as ChatRequest

@@ -22,7 +22,7 @@ LONGEST_HOLD_S = 300.0
 """A ``Retry-After`` beyond this sends the job back to the queue: it isn't worth holding a worker for."""
 _PROBE = ChatRequest("", (Message(role="user", content="Hi"),), 0.0, 1)
 _PROBE_DEADLINE_S = 30.0
-_TRIES_REMEMBERED = 16
+_TRIES_REMEMBERED = 32
 _FAULTS_OF_LOAD = {"llm_timeout", "llm_rate_limited", "llm_server_error", "llm_connection"}
 
 
@@ -51,8 +51,21 @@ class _Lane:
     route: Route
     breaker: Breaker
     stragglers: Stragglers
-    turned_away: float = 1.0
-    """The share of the last tries that got a 429; all, before any is known."""
+    _begun: float = 0.0
+    _turned_away: float = 0.0
+
+    def begin(self) -> None:
+        self._begun = self._begun * (1 - 1 / _TRIES_REMEMBERED) + 1
+        self._turned_away *= 1 - 1 / _TRIES_REMEMBERED
+
+    def turn_away(self) -> None:
+        self._turned_away += 1
+
+    @property
+    def turns_most_away(self) -> bool:
+        """Whether most of the last tries got a 429. Of those begun, not of those ended: a 429 comes at once, and an
+        answer later, so that after a pause the first to end are all 429s."""
+        return 2 * self._turned_away > self._begun
 
 
 class ChatClient:
@@ -140,11 +153,11 @@ class ChatClient:
         if patience.at_an_end:
             await self._give_up(fault, lane, patience)
         elif fault.retry_after_s is not None:
-            if lane.turned_away > 0.5:
+            if lane.turns_most_away:
                 lane.route.concurrency.hold(fault.retry_after_s)
             await asyncio.sleep(fault.retry_after_s)
         else:
-            await asyncio.sleep(patience.delay_s(fault.kind, lane.turned_away > 0.5))
+            await asyncio.sleep(patience.delay_s(fault.kind, lane.turns_most_away))
 
     async def _give_up(self, fault: Fault, lane: _Lane, patience: Patience[_Lane]) -> None:
         """Raises, unless another endpoint may still be asked.
@@ -198,6 +211,7 @@ class ChatClient:
 
     async def _attempt(self, lane: _Lane, request: ChatRequest) -> Completion | Fault:
         self._tries += 1
+        lane.begin()
         if not self._hedges:
             return await lane.route.endpoint.attempt(request, self._deadline_s)
         return await lane.stragglers.run(
@@ -226,10 +240,10 @@ class ChatClient:
 
     def _note(self, lane: _Lane, outcome: Completion | Fault) -> None:
         self._observe(outcome.kind if isinstance(outcome, Fault) else "ok")
-        rate_limited = isinstance(outcome, Fault) and outcome.kind == "llm_rate_limited"
-        lane.turned_away += (rate_limited - lane.turned_away) / _TRIES_REMEMBERED
         if isinstance(outcome, Completion):
             lane.breaker.succeeded()
+        elif outcome.kind == "llm_rate_limited":
+            lane.turn_away()
         elif outcome.endpoint_down:
             lane.breaker.failed()
 

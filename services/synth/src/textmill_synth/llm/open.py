@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-import aiohttp
 from pydantic import ValidationError
 
 from textmill.contracts.base import StoredContract
@@ -17,7 +16,7 @@ from textmill.store import ObjectStore
 from textmill_synth.llm.claims import Quota, endpoint_id
 from textmill_synth.llm.client import ChatClient, Route
 from textmill_synth.llm.concurrency import Concurrency
-from textmill_synth.llm.endpoint import Endpoint, HttpEndpoint, open_session
+from textmill_synth.llm.endpoint import Endpoint, HttpEndpoint
 from textmill_synth.llm.limits import RateLimits
 from textmill_synth.llm.retry import RetryPolicy
 from textmill_synth.settings import SynthSettings
@@ -48,43 +47,43 @@ async def open_llm(
     Keys, rate limits and the fallback are those of the settings' endpoint: another URL has none of them.
     """
     url, model = url or settings.llm_url, model or settings.llm_model
-    async with open_session() as session:
-        routes = [await _route(settings, store, session, url)]
-        if _origin(url) == _origin(settings.llm_url) and settings.fallback_url:
-            routes.append(await _fallback(settings, store, session))
-        for route in routes:
-            route.endpoint = guard(route.endpoint)
-        retry = RetryPolicy(max_tries=settings.max_tries, first_delay_s=settings.retry_delay_s)
-        client = ChatClient(routes, model, settings.deadline_s, retry, observe, settings.hedge_budget)
-        remembering = asyncio.create_task(_remember_regularly(store, routes))
-        try:
-            yield client
-        finally:
-            remembering.cancel()
-            await asyncio.gather(remembering, return_exceptions=True)
-            await client.close()
-            await _remember(store, routes)
-
-
-async def _route(settings: SynthSettings, store: ObjectStore, session: aiohttp.ClientSession, url: str) -> Route:
     own = _origin(url) == _origin(settings.llm_url)
-    limits = None
-    if own and (settings.requests_per_minute or settings.tokens_per_minute):
-        per_minute = Quota(settings.requests_per_minute or math.inf, settings.tokens_per_minute or math.inf)
-        limits = RateLimits(store, url, per_minute, worker_name())
-    endpoint = HttpEndpoint(session, url, settings.llm_api_key if own else None)
-    return Route(endpoint, await _learnt(store, url, settings.concurrency), limits)
+    endpoints = [HttpEndpoint(url, settings.llm_api_key if own else None)]
+    if own and settings.fallback_url:
+        endpoints.append(_fallback(settings))
+    routes = [
+        Route(guard(endpoint), await _learnt(store, endpoint.url, settings.concurrency)) for endpoint in endpoints
+    ]
+    if own:
+        routes[0].limits = _limits(settings, store, url)
+    retry = RetryPolicy(max_tries=settings.max_tries, first_delay_s=settings.retry_delay_s)
+    client = ChatClient(routes, model, settings.deadline_s, retry, observe, settings.hedge_budget)
+    remembering = asyncio.create_task(_remember_regularly(store, routes))
+    try:
+        yield client
+    finally:
+        remembering.cancel()
+        await asyncio.gather(remembering, return_exceptions=True)
+        await client.close()
+        for endpoint in endpoints:
+            endpoint.close()
+        await _remember(store, routes)
 
 
-async def _fallback(settings: SynthSettings, store: ObjectStore, session: aiohttp.ClientSession) -> Route:
-    endpoint = HttpEndpoint(
-        session,
+def _limits(settings: SynthSettings, store: ObjectStore, url: str) -> RateLimits | None:
+    if not (settings.requests_per_minute or settings.tokens_per_minute):
+        return None
+    per_minute = Quota(settings.requests_per_minute or math.inf, settings.tokens_per_minute or math.inf)
+    return RateLimits(store, url, per_minute, worker_name())
+
+
+def _fallback(settings: SynthSettings) -> HttpEndpoint:
+    return HttpEndpoint(
         settings.fallback_url,
         settings.fallback_api_key,
         settings.fallback_model,
         "TEXTMILL_SYNTH_FALLBACK_API_KEY",
     )
-    return Route(endpoint, await _learnt(store, settings.fallback_url, settings.concurrency))
 
 
 async def _learnt(store: ObjectStore, url: str, ceiling: int) -> Concurrency:
