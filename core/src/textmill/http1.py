@@ -230,5 +230,5 @@ async def _resolve(host: str, port: int) -> list[Address]:
         ip_address(host)
     except ValueError:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [(info[4][0], int(info[4][1])) for info in found]
+        return [(str(info[4][0]), int(info[4][1])) for info in found]
     return [(host, port)]

@@ -14,9 +14,9 @@ from virtual_time import run
 from textmill.errors import DependencyDown, JobFailed
 from textmill.store import MemoryStore
 from textmill_synth.llm import CallFailed, ChatClient, ChatRequest, Completion, Concurrency, Fault, RetryPolicy, Route
-from textmill_synth.llm.concurrency import FIRST_LIMIT
 from textmill_synth.llm.breaker import TRIP_AFTER
 from textmill_synth.llm.claims import Quota
+from textmill_synth.llm.concurrency import FIRST_LIMIT
 from textmill_synth.llm.limits import RateLimits
 
 Answers = list[Completion | BaseException]
