@@ -342,8 +342,8 @@ def render(
         reasons = ", ".join(f"{reason} {n}" for reason, n in row["rejected_by_reason"].items()) or "-"
         share = row["accepted"] / max(1, row["requested"])
         lines.append(
-            f"| {row['strategy']} | {row['hexagrams']} | {row['requested']} | {row['accepted']} ({share:.0%}) | {row['dead_lettered']} "
-            f"| {reasons} |"
+            f"| {row['strategy']} | {row['hexagrams']} | {row['requested']} | {row['accepted']} ({share:.0%}) "
+            f"| {row['dead_lettered']} | {reasons} |"
         )
     rungs = sorted({rung for row in yields for rung in row["rungs"]})
     lines += ["", "By rung of the repair ladder, answers gained of responses tried:", ""]
