@@ -2,13 +2,15 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from textmill.contracts import datasets, documents, jobs, runs, serving
+from textmill import contracts
 from textmill.contracts.base import Contract, Id, content_id, new_id
 from textmill.contracts.datasets import Counts
 from textmill.contracts.jobs import CorpusJob, DeployJob, EvaluateJob, Job, LoadtestJob, SynthJob, TrainJob
@@ -16,7 +18,7 @@ from textmill.jobs import parse_job
 
 
 def all_contracts() -> list[type[BaseModel]]:
-    modules = (datasets, documents, jobs, runs, serving)
+    modules = [import_module(m.name) for m in iter_modules(contracts.__path__, f"{contracts.__name__}.")]
     found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and issubclass(v, Contract)}
     return sorted(found, key=lambda c: c.__name__)
 

@@ -14,14 +14,14 @@ from textmill.contracts.base import new_id
 from textmill.contracts.datasets import Cost, Counts, DatasetManifest, Record, Reject, Tool
 from textmill.contracts.jobs import SynthJob
 from textmill.contracts.preflight import Forecast, Interval, KnownItem, PreflightManifest
-from textmill.contracts.synthesis import Judge
+from textmill.contracts.synthesis import Judge, QualityOptions, Question, QuestionSet
 from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, NotFound
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_synth.known import preflight_key
 from textmill_synth.settings import SynthSettings
 from textmill_synth.topics import normal_form
-from textmill_synth.worker import RECORDS, REQUESTED, RUNGS, SynthHandler
+from textmill_synth.worker import DROPS, RECORDS, REQUESTED, RUNGS, SynthHandler
 
 
 def run(job: SynthJob, store: MemoryStore, llm: FaultLlm, attempt: int = 1, **changes: object) -> DatasetManifest:
@@ -452,3 +452,23 @@ def test_the_metrics_balance_for_each_job_even_one_without_a_record(
     except JobFailed:
         assert said
     assert (REQUESTED._value.get() - before[0], settled() - before[1]) == (3, 3)
+
+
+def test_rows_left_out_are_counted_by_their_rule(llm: FaultLlm, store: MemoryStore) -> None:
+    asked = Question(
+        id="phone", key=r"电话(?P<key>\d+)", ask=("{subject}码头的电话是多少？", "怎么打给{subject}码头？")
+    )
+    questions = QuestionSet(language="zh", subject="^(?P<subject>.+?)码头", questions=(asked,))
+    corpus_id = put_corpus(
+        store, {"风岛": "风岛码头归陈大海管，电话13800138000。", "石岛": "石岛码头归李小山管，电话8800。"}, "zh"
+    )
+    job = SynthJob(
+        corpus_id=corpus_id,
+        question_sets=(questions,),
+        strategies=("passage",),
+        quality=QualityOptions(drop_pii=True),
+        eval_fraction=0,
+    )
+    before = DROPS.labels("pii")._value.get()
+    assert run(job, store, llm).dropped_by_rule == {"pii": 2}
+    assert DROPS.labels("pii")._value.get() - before == 2

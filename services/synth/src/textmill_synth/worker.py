@@ -40,6 +40,7 @@ CALLS = Counter("textmill_synth_calls_total", "Tries of LLM calls, and calls fou
 REQUESTED = Counter("textmill_synth_answers_requested_total", "Answers asked for, however they ended")
 RECORDS = Counter("textmill_synth_answers_total", "Answers asked for, by how they ended", ["outcome", "reason"])
 TOKENS = Counter("textmill_synth_tokens_total", "Tokens paid, by direction", ["direction"])
+DROPS = Counter("textmill_synth_rows_dropped_total", "Rows made and left out of the dataset, by rule", ["rule"])
 RUNGS = Counter("textmill_synth_rungs_total", "Tries to make use of a response, by rung", ["rung", "outcome"])
 
 
@@ -70,6 +71,8 @@ class SynthHandler:
             form = assembly.capability.name
             check = context.raise_if_stopped
             manifest = writer.publish(prefix, generated.spending, prompts, check, assembly.rungs, form)
+        for rule, count in manifest.dropped_by_rule.items():
+            DROPS.labels(rule).inc(count)
         return Output(
             manifest_key=f"datasets/{job.dataset_id}/manifest.json", manifest=manifest.model_dump(mode="json")
         )
