@@ -35,6 +35,7 @@ from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_cli.local.ports import any_free
 from textmill_cli.local.wait import wait_until
+from textmill_inference.process import GuardedProcess
 from textmill_inference.score import is_correct
 from textmill_inference.vllm_launcher import VllmLauncher
 from textmill_synth.export import ParquetFile
@@ -103,20 +104,16 @@ def main() -> int:
 
 @contextmanager
 def vllm(base: Path) -> Iterator[str]:
-    """The small model, served as local mode does. Yields the URL."""
+    """The small model, served as local mode does, and ended with this process however that ends. Yields the URL."""
     launcher, port = VllmLauncher(max_model_len=2_048, kv_cache_gib=1), any_free()
-    process = subprocess.Popen(
-        launcher.command(base, MODEL, port),
-        env=launcher.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: _serves(port), 180, "vLLM")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryDirectory() as folder:
+        command = launcher.command(base, MODEL, port)
+        process = GuardedProcess(command, launcher.environment(), Path(folder) / "vllm.log", grace_s=10)
+        try:
+            wait_until(lambda: _serves(port), 180, "vLLM")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.stop()
 
 
 def _serves(port: int) -> bool:
