@@ -6,7 +6,7 @@ PACKAGES := core services/ingest services/synth services/trainer services/infere
 SOURCES := $(PACKAGES:%=%/src) tests bench
 JOBS ?= 2
 
-.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth bench-checks bench-ablation clean
+.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth bench-checks bench-train bench-ablation bench-losswatch bench-verdicts clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -51,8 +51,18 @@ bench-synth: setup  ## synth's throughput, faults, kills and increments, and its
 bench-checks: setup  ## what the checks find in planted defects and spare of good records
 	$(BIN)/python bench/checks.py
 
+bench-train: setup  ## the trainer's speed beside TRL's, the cost of its watching, kills and gates; a quarter of an hour
+	$(BIN)/python bench/train.py
+	$(BIN)/python bench/train_gpu.py
+
 bench-ablation: setup  ## what each check and each way of asking buys the demo's model; half an hour
 	$(BIN)/python bench/ablation.py
+
+bench-losswatch: setup  ## planted format slips that the loss watch finds in real runs; 40 minutes
+	$(BIN)/python bench/losswatch.py
+
+bench-verdicts: setup  ## the two classic runs, with the verdicts that they end with; ten minutes
+	$(BIN)/python bench/verdicts.py
 
 clean:  ## remove the environment and what 'textmill up' kept
 	rm -rf $(VENV) .textmill demo-report

@@ -109,6 +109,17 @@ def test_the_chain_carries_its_ids_from_stage_to_stage(folder: Path) -> None:
     assert evaluate.after == load_test.model == "handbook"  # type: ignore[union-attr]
 
 
+def test_raw_text_is_trained_on_without_a_dataset(folder: Path) -> None:
+    text = GOOD.partition("synthesis:")[0] + "training: {objective: pretrain}\ndeployment: {name: handbook}\n"
+    corpus = chain_of(load(write(folder, text)), [new_id("doc")])
+    train, deploy = corpus.then
+    assert isinstance(train, TrainJob)
+    assert (train.corpus_id, train.dataset_id) == (corpus.corpus_id, None)  # type: ignore[union-attr]
+    assert deploy.model_id == train.model_id  # type: ignore[union-attr]
+    assert "'evaluation' asks the questions" in mistakes(folder, text + "evaluation: {before: base}\n")
+    assert "makes no preference pairs" in mistakes(folder, GOOD.replace("epochs: 1", "objective: dpo"))
+
+
 def test_a_recipe_may_end_early(folder: Path) -> None:
     first = chain_of(load(write(folder, "name: x\nsources:\n  files: ['*.md']\n")), [new_id("doc")])
     assert first.then == ()

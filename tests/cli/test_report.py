@@ -10,6 +10,7 @@ from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManife
 from textmill.contracts.jobs import CorpusJob, JobView, Result
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.contracts.serving import Answer, EvaluationReport, LoadLevel, LoadtestReport, ModelScore, Percentiles
+from textmill.contracts.verdict import DocumentGap, TrainVerdict
 from textmill_cli.report import Findings, as_json, write
 
 
@@ -66,6 +67,18 @@ def findings() -> Findings:
             for n in (1, 2)
         ],
         evals=[EvalMetrics(step=2, epoch=1.0, eval_loss=1.5)],
+        verdict=TrainVerdict(
+            verdict="memorized",
+            sentence="It recites <em>8 of 8</em>.",
+            advice=["Add ways of asking."],
+            warnings=["It is losing general abilities."],
+            wordings="template",
+            start=EvalMetrics(step=0, epoch=0.0, train_loss=4.25, probe_loss=4.28, exact_recall=0.0),
+            last=EvalMetrics(step=2, epoch=1.0, train_loss=0.001, probe_loss=0.375, exact_recall=1.0, kl_to_base=0.612),
+            documents=[DocumentGap(document_id="doc_a", loss=3.5, rise=-0.5, gap=3.25)],
+            perplexity_before=72.24,
+            perplexity_after=1.45,
+        ),
         evaluation=EvaluationReport(
             evaluation_id="e", dataset_id="d", before=score("base", False), after=score("tuned", True)
         ),
@@ -100,6 +113,19 @@ def test_the_page_shows_plots_rejects_and_answers_and_escapes_them(tmp_path: Pat
     assert "&lt;b&gt;y&lt;/b&gt;" in page
     assert "repetition 2" in page
     assert json.loads((tmp_path / "report.json").read_text())["loadtest"]["levels"][1]["concurrency"] == 2
+
+
+def test_the_page_has_the_verdict_in_words_and_figures(tmp_path: Path) -> None:
+    page = " ".join(write(findings(), tmp_path, "zhouyi", 61.0).read_text().split())
+    assert '<b class="bad">memorized.</b> It recites &lt;em&gt;8 of 8&lt;/em&gt;.' in page
+    assert '<li class="bad">It is losing general abilities.</li><li>Add ways of asking.</li>' in page
+    assert "(made by templates)" in page
+    rows = dict(re.findall(r"<tr><td>([^<]*)</td>((?:<td class=\"n\">[^<]*</td>){3})</tr>", page))
+    assert re.findall(r">([^<]*)</td>", rows["loss in other wordings (made by templates)"]) == ["4.280", "0.375", ""]
+    assert re.findall(r">([^<]*)</td>", rows["KL to the base on general prompts, nats a token"]) == ["", "0.612", ""]
+    assert "72.24 for the base, 1.45 for the tuned model" in page
+    assert '<td class="n">-0.500</td><td class="n">+3.250</td>' in page
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"]["verdict"] == "memorized"
 
 
 def test_the_page_balances_what_was_asked_for_row_by_row(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from textmill.contracts.gates import ParityCheck
 from textmill.contracts.jobs import DeployJob
 from textmill.contracts.runs import Lineage, MergeCheck, ModelManifest, TrainingSummary
 from textmill.errors import BadRequest, Cancelled, JobFailed, NotFound, TextmillError
@@ -16,7 +17,15 @@ from textmill_inference.engine import ModelFolder
 ONE, TWO = "mdl_" + "1" * 32, "mdl_" + "2" * 32
 
 
+PARITY = ParityCheck(
+    conversations=1, prompts_identical=1, prompts_compared=1, tokens=9, top1_exact=1, top1_agreement=1, ties=0,
+    tie_nats=0.1, mean_logprob_difference=0.01, max_logprob_difference=0.1, seconds=1,
+)  # fmt: skip
+
+
 class FakeEngine:
+    parity = PARITY
+
     def __init__(self, name):
         self.name, self.url, self.trouble = name, "http://127.0.0.1:1", ""
         self.folder, self.ready, self.stopped, self.error = None, False, False, None
@@ -87,6 +96,7 @@ def test_a_deployment_is_served_and_remembered(make, store, engines):
     assert output.manifest["model_id"] == ONE
     assert deployments.get("tuned").deployment_id == job.deployment_id
     assert deployments.engines()["tuned"] is engines["tuned"]
+    assert deployments.get("tuned").parity == PARITY
     assert (engines["tuned"].folder.path / "config.json").read_bytes() == ONE.encode()
 
 
@@ -134,6 +144,16 @@ def test_a_model_that_does_not_start_is_not_listed_and_leaves_no_engine(make, st
     assert made[0].stopped
     assert deployments.engines() == {}
     assert deployments.stored() == []
+
+
+def test_a_model_that_the_engine_refuses_leaves_the_deployment_as_it_was(make, store, engines):
+    deployments = make()
+    deploy(deployments, store, ONE)
+    engines["tuned"].error = JobFailed("other weights")
+    with pytest.raises(JobFailed, match="other weights"):
+        deploy(deployments, store, TWO)
+    assert deployments.get("tuned").model_id == ONE
+    assert not engines["tuned"].stopped
 
 
 def test_a_cancelled_deployment_is_not_remembered(make, store, engines):

@@ -13,9 +13,11 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from textmill.errors import JobFailed
 from textmill_inference.engine import ModelFolder
 from textmill_inference.gateway import Gateway
 from textmill_inference.keys import KeyRing
+from textmill_inference.parity import MIN_TOP1
 from textmill_inference.settings import InferenceSettings
 from textmill_inference.supervisor import Care, LocalEngine
 from textmill_inference.vllm_launcher import VllmLauncher
@@ -38,6 +40,29 @@ def perturbed(source, target):
         for name, tensor in tensors.items()
     }
     safetensors.torch.save_file(changed, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def with_probe(source, target):
+    """The same model with a probe beside it, as the trainer publishes one."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from textmill.contracts.gates import ParityProbe
+    from textmill_trainer.gate import load_published
+    from textmill_trainer.parity import Conversation, _ask
+    from textmill_trainer.prepare import Example
+
+    shutil.copytree(source, target)
+    tokenizer, model = AutoTokenizer.from_pretrained(source), load_published(source, torch.device("cpu"))
+    asked = []
+    for question, answer in (("What is the capital of France?", "Paris."), ("Name a colour.", "Blue is a colour.")):
+        messages = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
+        example = Example(question, "d", tuple(whole), tuple(place >= len(ids) for place in range(len(whole))))
+        asked.append(_ask(model, example, Conversation(messages=messages)))
+    (target / "parity.json").write_bytes(ParityProbe(conversations=asked, dtype="bfloat16").to_json())
     return target
 
 
@@ -101,6 +126,15 @@ def test_vllm_serves_survives_swaps_and_ends(base_model, tmp_path, serve):
         assert engine.serve(original, NEVER) == "in_place"
         assert say() == first
         assert core_of(engine) == core
+
+        assert engine.serve(ModelFolder(with_probe(base_model, tmp_path / "proven")), NEVER) == "in_place"
+        check = engine.parity
+        assert (check.prompts_identical, check.prompts_compared) == (2, 2)
+        assert check.top1_agreement >= MIN_TOP1
+        shutil.copyfile(tmp_path / "proven" / "parity.json", other.path / "parity.json")
+        with pytest.raises(JobFailed, match="nats a token off the published model's"):
+            engine.serve(other, NEVER)
+        assert say() == first
     finally:
         client.close()
         engine.stop()

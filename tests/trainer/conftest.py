@@ -32,7 +32,10 @@ def real_base() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(real_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder like the real one, with random weights: 2 layers, 3 million weights in the embedding."""
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    return make_tiny_base(real_base, tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+def make_tiny_base(real_base: Path, folder: Path) -> Path:
     config = LlamaConfig(
         vocab_size=49_152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,

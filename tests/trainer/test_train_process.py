@@ -1,6 +1,7 @@
 """The real training process on a tiny model: end to end, interrupted, and orphaned."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.conftest import make_records, write_records
+from tests.trainer.kills import prepare_run, run_and_kill, run_to_end
 from tests.trainer.test_worker import DATASET, context_of, put_dataset
 
+from textmill.contracts.gates import MergeReport, ParityProbe
 from textmill.contracts.jobs import TrainJob
 from textmill.contracts.runs import ModelManifest
 from textmill.store import MemoryStore
+from textmill_trainer.reports import StoredReports
 from textmill_trainer.settings import TrainerSettings
 from textmill_trainer.worker import TRAIN_COMMAND, TrainHandler
 from textmill_trainer.workfolder import EXIT_FAILED, EXIT_INTERRUPTED, TrainSpec, WorkFolder
@@ -39,7 +43,12 @@ def test_a_job_from_records_to_model(tiny_base: Path, tmp_path: Path) -> None:
     assert manifest.training.steps == 4
     assert manifest.training.eval_loss_after is not None
     assert manifest.merge.mean_kl < 1e-3
-    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(manifest.files)
+    files = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "parity.json"}
+    assert files <= set(manifest.files)
+    report = StoredReports(store).report(manifest.lineage.run_id, "merge")
+    assert MergeReport.model_validate_json(report).published.mean_kl == manifest.merge.mean_kl
+    probe = ParityProbe.model_validate_json(store.get(f"{manifest.prefix}parity.json"))
+    assert [message["role"] for message in probe.conversations[0].messages] == ["user"]
 
 
 def test_sigterm_checkpoints(tiny_base: Path, tmp_path: Path) -> None:
@@ -49,6 +58,16 @@ def test_sigterm_checkpoints(tiny_base: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == EXIT_INTERRUPTED
     assert list(folder.checkpoints.glob("step-*"))
+
+
+def test_killed_anywhere_it_comes_to_the_same_end(tiny_base: Path, tmp_path: Path) -> None:
+    """Three kills, one of them inside the writing of a checkpoint: same chain, same bits."""
+    straight = run_to_end(prepare_run(tmp_path / "straight", tiny_base, steps=18))
+    folder, rng = prepare_run(tmp_path / "cut", tiny_base, steps=18), random.Random(4)
+    kills = [run_and_kill(folder, rng, inside_save) for inside_save in (False, True, False)]
+    assert any(kill.inside_save for kill in kills), kills
+    assert run_to_end(folder) == straight
+    assert len(straight.digests) == 18
 
 
 def test_it_dies_with_its_parent(tiny_base: Path, tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ from tests.trainer.conftest import make_records, write_records
 from textmill.contracts.datasets import Cost, Counts, DatasetManifest
 from textmill.contracts.jobs import TrainJob
 from textmill.contracts.runs import ModelManifest
-from textmill.errors import BadRequest, Cancelled, DependencyDown, Draining, JobFailed, NotFound, Stopped, Transient
+from textmill.errors import (
+    BadRequest,
+    Cancelled,
+    DependencyDown,
+    Draining,
+    JobFailed,
+    LeaseLost,
+    NotFound,
+    Stopped,
+    Transient,
+)
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_trainer.runstore import RunStore
@@ -75,7 +85,7 @@ def test_a_finished_run_is_published(
     assert "model.safetensors" in manifest.files
     for name, sha256 in manifest.files.items():
         assert hashlib.sha256(store.get(manifest.prefix + name)).hexdigest() == sha256
-    assert store.exists(manifest.adapter_prefix + "adapter_model.safetensors")
+    assert store.exists(f"{manifest.adapter_prefix}adapter_model.safetensors")
     assert manifest.lineage.document_ids == ["doc_" + "0" * 32]
     card = store.get(manifest.prefix + "README.md").decode()
     assert DATASET in card
@@ -115,7 +125,7 @@ def test_a_process_that_cannot_start_says_why(
         handler(TrainJob(dataset_id=DATASET), context_of(store))
 
 
-@pytest.mark.parametrize(("error", "kept"), [(Draining("bye"), 5), (Cancelled("no more"), 0)])
+@pytest.mark.parametrize(("error", "kept"), [(Draining("bye"), 5), (Cancelled("no more"), 0), (LeaseLost("taken"), 0)])
 def test_letting_go(
     store: MemoryStore,
     handler: TrainHandler,

@@ -19,7 +19,7 @@ from textmill_cli.settings import SERVICE_OF_KIND, CliSettings
 _ERRORS: Mapping[int, type[TextmillError]] = {401: Unauthorized, 404: NotFound, 409: Conflict}
 _SUBMIT_PATHS = {
     "crawl": "/v1/crawls", "corpus": "/v1/corpora", "synth": "/v1/datasets", "train": "/v1/runs",
-    "preflight": "/v1/preflights", "mix": "/v1/mixtures", "freeze": "/v1/freezes",
+    "preflight": "/v1/preflights", "mix": "/v1/mixtures", "freeze": "/v1/freezes", "export": "/v1/exports",
     "deploy": "/v1/deployments", "evaluate": "/v1/evaluations", "loadtest": "/v1/loadtests",
 }  # fmt: skip
 

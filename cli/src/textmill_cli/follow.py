@@ -23,7 +23,8 @@ from textmill_cli.client import Client
 _TITLES = {
     "crawl": "fetching pages", "corpus": "splitting into passages", "synth": "making records", "train": "training",
     "preflight": "trying a few passages", "mix": "mixing datasets", "freeze": "freezing the review",
-    "deploy": "deploying", "evaluate": "asking base and tuned model", "loadtest": "load test",
+    "export": "exporting the model", "deploy": "deploying", "evaluate": "asking base and tuned model",
+    "loadtest": "load test",
 }  # fmt: skip
 
 

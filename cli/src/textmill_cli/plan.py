@@ -21,9 +21,7 @@ from textmill_cli.recipe import Recipe, Synthesis
 def chain_of(recipe: Recipe, document_ids: Sequence[str]) -> Job:
     """The first job of the recipe, carrying all that follow."""
     jobs, corpus_id = _to_corpus(recipe, document_ids)
-    if recipe.synthesis is not None:
-        jobs += _from_corpus(recipe, corpus_id)
-    return _chained(jobs)
+    return _chained([*jobs, *_from_corpus(recipe, corpus_id)])
 
 
 def preflight_of(recipe: Recipe, document_ids: Sequence[str], passages: int) -> Job:
@@ -60,21 +58,26 @@ def _chained(jobs: Sequence[Job]) -> Job:
 
 
 def _from_corpus(recipe: Recipe, corpus_id: str) -> list[Job]:
-    assert recipe.synthesis is not None
-    synth = SynthJob.model_validate({**_synth_options(recipe.synthesis), "corpus_id": corpus_id})
-    jobs: list[Job] = [synth]
+    """What follows the corpus. Raw text is trained on as it is; a dataset made beside it is for the evaluation."""
+    jobs: list[Job] = []
+    dataset: dict[str, str] = {}
+    if recipe.synthesis is not None:
+        synth = SynthJob.model_validate({**_synth_options(recipe.synthesis), "corpus_id": corpus_id})
+        dataset = {"dataset_id": synth.dataset_id}
+        jobs.append(synth)
     if recipe.training is None:
         return jobs
-    train = TrainJob.model_validate({**recipe.training.model_dump(), "dataset_id": synth.dataset_id})
+    source = {"corpus_id": corpus_id} if recipe.training.objective == "pretrain" else dataset
+    train = TrainJob.model_validate({**recipe.training.model_dump(), **source})
     jobs.append(train)
     if recipe.deployment is None:
         return jobs
     name = recipe.deployment.name
     jobs.append(DeployJob(name=name, model_id=train.model_id))
     if recipe.evaluation is not None:
-        evaluation = {**recipe.evaluation.model_dump(), "dataset_id": synth.dataset_id, "after": name}
+        evaluation = {**recipe.evaluation.model_dump(), **dataset, "after": name}
         jobs.append(EvaluateJob.model_validate(evaluation))
     if recipe.loadtest is not None:
-        load = {**recipe.loadtest.model_dump(), "dataset_id": synth.dataset_id, "model": name}
+        load = {**recipe.loadtest.model_dump(), **dataset, "model": name}
         jobs.append(LoadtestJob.model_validate(load))
     return jobs

@@ -63,12 +63,19 @@ class Recipe(Contract):
 
     @model_validator(mode="after")
     def _in_order(self) -> "Recipe":
+        objective = self.training.objective if self.training is not None else "supervised"
+        if objective == "dpo":
+            raise ValueError(
+                "a recipe makes no preference pairs: upload them to POST /v1/preferences, then POST /v1/runs"
+            )
         needs = {
-            "training": "synthesis",
+            "training": "sources" if objective == "pretrain" else "synthesis",
             "deployment": "training",
             "evaluation": "deployment",
             "loadtest": "deployment",
         }
+        if self.evaluation is not None and self.synthesis is None:
+            raise ValueError("'evaluation' asks the questions that 'synthesis' makes; add it or take 'evaluation' out")
         for stage, needed in needs.items():
             if getattr(self, stage) is not None and getattr(self, needed) is None:
                 raise ValueError(f"'{stage}' needs the section '{needed}'; add it or take '{stage}' out")

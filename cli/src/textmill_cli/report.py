@@ -19,6 +19,7 @@ from textmill.contracts.documents import CorpusManifest
 from textmill.contracts.jobs import JobView
 from textmill.contracts.runs import EvalMetrics, ModelManifest, StepMetrics
 from textmill.contracts.serving import EvaluationReport, LoadtestReport
+from textmill.contracts.verdict import TrainVerdict
 from textmill.errors import NotFound
 from textmill_cli.client import Client
 
@@ -34,6 +35,7 @@ class Findings:
     model: ModelManifest | None = None
     steps: Sequence[StepMetrics] = ()
     evals: Sequence[EvalMetrics] = ()
+    verdict: TrainVerdict | None = None
     evaluation: EvaluationReport | None = None
     loadtest: LoadtestReport | None = None
 
@@ -56,6 +58,7 @@ def gather(client: Client, job_id: str) -> Findings:
         model=model,
         steps=steps,
         evals=evals,
+        verdict=_verdict(client, model) if model else None,
         evaluation=EvaluationReport.model_validate(made["evaluate"]) if "evaluate" in made else None,
         loadtest=LoadtestReport.model_validate(made["loadtest"]) if "loadtest" in made else None,
     )
@@ -70,6 +73,15 @@ def _metrics(client: Client, model: ModelManifest) -> tuple[list[StepMetrics], l
         else:
             evals.append(EvalMetrics.model_validate_json(line))
     return steps, evals
+
+
+def _verdict(client: Client, model: ModelManifest) -> TrainVerdict | None:
+    """None of a run from before verdicts were written."""
+    try:
+        body = client.request("GET", "trainer", f"/v1/runs/{model.lineage.run_id}/reports/verdict")
+    except NotFound:
+        return None
+    return TrainVerdict.model_validate_json(body)
 
 
 def _rejects(client: Client, dataset: DatasetManifest) -> list[dict[str, Any]]:
@@ -92,6 +104,8 @@ def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
     if found.model:
         report["training"] = {**found.model.training.model_dump(), "merge": found.model.merge.model_dump()}
         report["model"] = {"id": found.model.model_id, "name": found.model.name, "base": found.model.lineage.base_model}
+    if found.verdict:
+        report["verdict"] = found.verdict.model_dump(mode="json")
     if found.evaluation:
         before, after = found.evaluation.before, found.evaluation.after
         report["accuracy"] = {"before": before.accuracy, "after": after.accuracy, "questions": after.questions}
@@ -152,8 +166,7 @@ def _plots(found: Findings) -> dict[str, str]:
     plots: dict[str, str] = {}
     if found.steps:
         train = ([s.step for s in found.steps], [s.loss for s in found.steps], "training")
-        held = ([e.step for e in found.evals], [e.eval_loss for e in found.evals], "eval split")
-        plots["loss"] = _plot([train, held], "step", "loss (nats per token)")
+        plots["loss"] = _plot([train, *_eval_series(found.evals)], "step", "loss (nats per token)")
     levels = found.loadtest.levels if found.loadtest else ()
     if levels:
         x = [level.concurrency for level in levels]
@@ -171,6 +184,15 @@ def _plots(found: Findings) -> dict[str, str]:
 
 
 _Series = tuple[Sequence[float], Sequence[float], str]
+_EVAL_LABELS = {"eval_loss": "eval split", "heldout_loss": "held-out wordings", "probe_loss": "other wordings"}
+
+
+def _eval_series(evals: Sequence[EvalMetrics]) -> list[_Series]:
+    series: list[_Series] = []
+    for name, label in _EVAL_LABELS.items():
+        measured = [(e.step, getattr(e, name)) for e in evals if getattr(e, name) is not None]
+        series.append(([step for step, _ in measured], [loss for _, loss in measured], label))
+    return series
 
 
 def _plot(series: Sequence[_Series], x_label: str, y_label: str, log_x: bool = False) -> str:

@@ -18,7 +18,7 @@ DEFAULT_PORTS = {
 }
 SERVICE_OF_KIND = {
     "crawl": "ingest", "corpus": "ingest",
-    "preflight": "synth", "synth": "synth", "mix": "synth", "freeze": "synth", "train": "trainer",
+    "preflight": "synth", "synth": "synth", "mix": "synth", "freeze": "synth", "train": "trainer", "export": "trainer",
     "deploy": "inference", "evaluate": "inference", "loadtest": "inference",
 }  # fmt: skip
 

@@ -7,13 +7,16 @@ follow, each with its ids already in place, so that a whole recipe is one submis
 from datetime import datetime
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from textmill.contracts.base import Contract, Id, Name, StoredContract, new_id, utc_now
+from textmill.contracts.exports import ExportFormat
 from textmill.contracts.synthesis import MixSource, SynthOptions
-from textmill.contracts.training import TrainOptions
+from textmill.contracts.training import SOURCE_OF_OBJECTIVE, TrainOptions
 
-JobKind = Literal["crawl", "corpus", "preflight", "synth", "mix", "freeze", "train", "deploy", "evaluate", "loadtest"]
+JobKind = Literal[
+    "crawl", "corpus", "preflight", "synth", "mix", "freeze", "train", "export", "deploy", "evaluate", "loadtest"
+]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -100,12 +103,38 @@ class FreezeJob(BaseJob):
 
 
 class TrainJob(TrainOptions, BaseJob):
-    """Fine-tune on a dataset and publish the merged model."""
+    """Fine-tune and publish the model. One source, as the objective needs: a dataset, a corpus, or preferences."""
 
     kind: Literal["train"] = "train"
-    dataset_id: Id
+    dataset_id: Id | None = None
+    corpus_id: Id | None = None
+    preferences_id: Id | None = None
     run_id: Id = Field(default_factory=lambda: new_id("run"))
     model_id: Id = Field(default_factory=lambda: new_id("mdl"))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TrainJob":
+        needed = SOURCE_OF_OBJECTIVE[self.objective]
+        given = [name for name in SOURCE_OF_OBJECTIVE.values() if getattr(self, name) is not None]
+        if given != [needed]:
+            raise ValueError(
+                f"objective {self.objective!r} trains on {needed} and nothing else; given: {', '.join(given) or 'none'}"
+            )
+        return self
+
+    @property
+    def source_id(self) -> str:
+        """The id of what it is trained on."""
+        return str(getattr(self, SOURCE_OF_OBJECTIVE[self.objective]))
+
+
+class ExportJob(BaseJob):
+    """Write a published model in the format of other programs."""
+
+    kind: Literal["export"] = "export"
+    export_id: Id = Field(default_factory=lambda: new_id("exp"))
+    model_id: Id
+    format: ExportFormat = "gguf"
 
 
 class DeployJob(BaseJob):
@@ -118,12 +147,20 @@ class DeployJob(BaseJob):
 
 
 class EvaluateOptions(Contract):
-    """How many held-out questions are asked, and how. ``before`` names the served model to compare with."""
+    """How many held-out questions are asked, and how. ``before`` names the served model to compare with.
+
+    ``lm_eval_tasks`` are benchmark tasks by lm-eval's names, put to both models too, each cut to ``lm_eval_limit``
+    questions; lm-eval must be installed beside the inference service.
+    """
 
     before: str
     max_questions: int = Field(default=200, ge=1, le=100_000)
     max_tokens: int = Field(default=48, ge=1, le=8_192)
     concurrency: int = Field(default=16, ge=1, le=1_024)
+    lm_eval_tasks: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")], ...] = Field(
+        default=(), max_length=50
+    )
+    lm_eval_limit: int | None = Field(default=None, ge=1)
 
 
 class EvaluateJob(EvaluateOptions, BaseJob):
@@ -171,6 +208,7 @@ Job = Annotated[
     | MixJob
     | FreezeJob
     | TrainJob
+    | ExportJob
     | DeployJob
     | EvaluateJob
     | LoadtestJob,

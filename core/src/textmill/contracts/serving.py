@@ -6,14 +6,19 @@ from datetime import datetime
 from pydantic import Field
 
 from textmill.contracts.base import Contract, StoredContract, utc_now
+from textmill.contracts.gates import ParityCheck
 
 
 class Deployment(StoredContract):
-    """A name that clients ask for, and the model version that answers to it."""
+    """A name that clients ask for, and the model version that answers to it.
+
+    ``parity`` is what the engine was held to before it answered; None for a model published without a probe.
+    """
 
     name: str
     deployment_id: str
     model_id: str
+    parity: ParityCheck | None = None
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -36,13 +41,23 @@ class ModelScore(Contract):
     answers: Sequence[Answer]
 
 
+class TaskScore(Contract):
+    """A benchmark task's metric, as lm-eval names both, of the model before and after."""
+
+    task: str
+    metric: str
+    before: float
+    after: float
+
+
 class EvaluationReport(StoredContract):
-    """The same held-out questions to the base model and to the tuned one."""
+    """The same held-out questions to the base model and to the tuned one, and benchmark tasks if asked for."""
 
     evaluation_id: str
     dataset_id: str
     before: ModelScore
     after: ModelScore
+    tasks: Sequence[TaskScore] = ()
     created_at: datetime = Field(default_factory=utc_now)
 
 

@@ -98,7 +98,12 @@ class Deployments:
         seconds = time.monotonic() - began
         fields = {"deployment": job.name, "model_id": job.model_id, "how": kind, "seconds": round(seconds, 2)}
         log.info("deployed", extra=fields)
-        deployment = Deployment(name=job.name, deployment_id=job.deployment_id, model_id=job.model_id)
+        deployment = Deployment(
+            name=job.name,
+            deployment_id=job.deployment_id,
+            model_id=job.model_id,
+            parity=self._engines[job.name].parity,
+        )
         self._store.put(deployment_key(job.name), deployment.to_json())
         self._prune()
         return Output(manifest_key=f"{_HISTORY}{job.deployment_id}.json", manifest=deployment.model_dump(mode="json"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from textmill.contracts.gates import ParityCheck
 from textmill.errors import BadRequest, DependencyDown
 from textmill_inference.openai_api import EngineApi
 
@@ -50,6 +51,11 @@ class Engine(Protocol):
         """The model that it serves or is about to serve; None if that is decided elsewhere."""
         ...
 
+    @property
+    def parity(self) -> ParityCheck | None:
+        """How near it came to the published model that it serves; None if that came without a probe."""
+        ...
+
     def suspect(self) -> None:
         """Somebody saw it fail: look at once. Returns at once."""
         ...
@@ -74,6 +80,7 @@ class AttachedEngine:
     """An engine at a URL, started and replaced by others (a Kubernetes Deployment). Probed at most once a second."""
 
     folder: ModelFolder | None = None
+    parity: ParityCheck | None = None
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name

@@ -3,13 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import aiohttp
 
 from textmill.contracts.jobs import EvaluateJob, Output
-from textmill.contracts.serving import Answer, EvaluationReport, ModelScore
+from textmill.contracts.serving import Answer, EvaluationReport, ModelScore, TaskScore
 from textmill.errors import DependencyDown, JobFailed
 from textmill.worker import JobContext
+from textmill_inference import lm_eval
 from textmill_inference.questions import HeldOut, held_out
 from textmill_inference.score import is_correct
 
@@ -24,20 +26,48 @@ def evaluation_key(evaluation_id: str) -> str:
 
 
 class Evaluator:
-    """Handles ``EvaluateJob``. ``key`` is shown to the gateway; empty when it is open."""
+    """Handles ``EvaluateJob``. ``key`` is shown to the gateway; empty when it is open.
 
-    def __init__(self, gateway_url: str, key: str = "") -> None:
+    ``own_tasks`` is a folder with lm-eval tasks of the owner's.
+    """
+
+    def __init__(self, gateway_url: str, key: str = "", own_tasks: Path | None = None) -> None:
+        self._gateway_url, self._key, self._own_tasks = gateway_url, key, own_tasks
         self._url = f"{gateway_url}/v1/chat/completions"
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def __call__(self, job: EvaluateJob, ctx: JobContext) -> Output:
+        if job.lm_eval_tasks:
+            lm_eval.check_installed()
         questions = held_out(ctx.store, job.dataset_id, job.max_questions)
         before = self._score(job, job.before, questions, ctx)
         after = self._score(job, job.after, questions, ctx)
         report = EvaluationReport(
-            evaluation_id=job.evaluation_id, dataset_id=job.dataset_id, before=before, after=after
+            evaluation_id=job.evaluation_id,
+            dataset_id=job.dataset_id,
+            before=before,
+            after=after,
+            tasks=self._benchmarks(job, ctx) if job.lm_eval_tasks else (),
         )
         return Output(manifest_key=evaluation_key(job.evaluation_id), manifest=report.model_dump(mode="json"))
+
+    def _benchmarks(self, job: EvaluateJob, ctx: JobContext) -> list[TaskScore]:
+        found = []
+        for model in (job.before, job.after):
+            ctx.progress(f"lm-eval asks {model}")
+            found.append(
+                lm_eval.run_tasks(
+                    self._gateway_url, self._key, model, job.lm_eval_tasks, job.lm_eval_limit, ctx.stopping,
+                    self._own_tasks,
+                )
+            )  # fmt: skip
+            ctx.raise_if_stopped()
+        before, after = found
+        return [
+            TaskScore(task=task, metric=metric, before=before[task, metric], after=score)
+            for (task, metric), score in after.items()
+            if (task, metric) in before
+        ]
 
     def _score(self, job: EvaluateJob, model: str, questions: Sequence[HeldOut], ctx: JobContext) -> ModelScore:
         def tell(done: int) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
         bus,
         {
             "deploy": deployments.deploy,
-            "evaluate": Evaluator(settings.own_url, key),
+            "evaluate": Evaluator(settings.own_url, key, settings.lm_eval_folder),
             "loadtest": Loadtester(settings.own_url, key),
         },
         group="textmill-inference",

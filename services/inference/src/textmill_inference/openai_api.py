@@ -6,8 +6,12 @@ Uses vLLM's admin routes (``/pause``, ``/collective_rpc``, ``/reset_prefix_cache
 
 import http.client
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
+
+from pydantic import JsonValue
 
 from textmill.errors import DependencyDown, TextmillError
 
@@ -29,6 +33,36 @@ class EngineApi:
         """False if the server says that its engine is dead. Raises ``DependencyDown`` if nothing answers in time."""
         return self._call("GET", "/health", None, timeout_s) == 200
 
+    def context_tokens(self) -> int | None:
+        """The longest conversation that it takes, in tokens; None if it doesn't say. Raises as ``render``."""
+        listed = self._json("GET", "/v1/models", None)
+        models = cast(list[dict[str, JsonValue]], listed.get("data", []))
+        longest = next((m.get("max_model_len") for m in models if m.get("id") == self._name), None)
+        return longest if isinstance(longest, int) else None
+
+    def render(
+        self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]]
+    ) -> list[int]:
+        """The prompt's token ids that a chat request with these messages gets.
+
+        Raises:
+            TextmillError: the server refuses.
+            DependencyDown: nothing answers.
+        """
+        body = {"model": self._name, "messages": messages, "add_generation_prompt": True, "tools": tools or None}
+        return cast(list[int], self._json("POST", "/tokenize", body)["tokens"])
+
+    def logprobs(self, token_ids: Sequence[int], top: int) -> list[dict[int, float]]:
+        """At each token but the first: log-probabilities of the ``top`` likeliest and of the token that stands there.
+
+        Raises:
+            as ``render``.
+        """
+        body = {"model": self._name, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": top}
+        choices = cast(list[dict[str, JsonValue]], self._json("POST", "/v1/completions", body)["choices"])
+        places = cast(list[dict[str, dict[str, float]]], choices[0]["prompt_logprobs"])
+        return [{int(token_id): seen["logprob"] for token_id, seen in place.items()} for place in places[1:]]
+
     def reload(self, folder: Path, drain_s: float = 120.0) -> None:
         """Swap the weights in place: requests in flight end on the old ones, later ones wait and get the new ones.
 
@@ -49,14 +83,25 @@ class EngineApi:
         if status != 200:
             raise TextmillError(f"the engine answered {status} to POST {path}: is VLLM_SERVER_DEV_MODE=1 set?")
 
+    def _json(self, method: str, path: str, body: dict[str, object] | None) -> dict[str, JsonValue]:
+        status, data = self._exchange(method, path, body, timeout_s=120.0)
+        if status != 200:
+            raise TextmillError(f"the engine answered {status} to {method} {path}")
+        try:
+            return cast(dict[str, JsonValue], json.loads(data))
+        except ValueError as exc:
+            raise TextmillError(f"the engine's answer to {method} {path} is no JSON") from exc
+
     def _call(self, method: str, path: str, body: dict[str, object] | None, timeout_s: float) -> int:
+        return self._exchange(method, path, body, timeout_s)[0]
+
+    def _exchange(self, method: str, path: str, body: dict[str, object] | None, timeout_s: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         data = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, self._prefix + path, data, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            response.read()
-            return response.status
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as exc:
             raise DependencyDown(f"engine at {self._host}:{self._port}: {type(exc).__name__}: {exc}") from exc
         finally:

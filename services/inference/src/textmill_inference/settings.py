@@ -22,6 +22,7 @@ class InferenceSettings(ServiceSettings):
     ``api_keys`` are SHA-256 hex digests of the keys that the gateway accepts; empty means open, for one machine only.
     ``gateway_url`` (with or without /v1) and ``client_key`` are what our own evaluations and load tests use.
     ``hold_s`` is how long a request waits for an engine that is starting before it is refused with 503.
+    ``lm_eval_folder`` holds lm-eval tasks of the owner's, besides its own.
     """
 
     model_config = SettingsConfigDict(env_prefix="TEXTMILL_INFERENCE_")
@@ -39,6 +40,7 @@ class InferenceSettings(ServiceSettings):
     engine_args: tuple[str, ...] = ()
     start_timeout_s: float = Field(default=300.0, gt=0)
     hold_s: float = Field(default=120.0, ge=0)
+    lm_eval_folder: Path | None = None
 
     @property
     def own_url(self) -> str:

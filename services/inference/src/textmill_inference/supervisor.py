@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from textmill.contracts.gates import ParityCheck
 from textmill.errors import DependencyDown, JobFailed, TextmillError
 from textmill_inference.engine import ModelFolder, SwapKind
 from textmill_inference.geometry import same_geometry
 from textmill_inference.metrics import ENGINE_READY, ENGINE_RESTARTS, ENGINE_START_SECONDS
 from textmill_inference.openai_api import EngineApi
+from textmill_inference.parity import ParityGate
 from textmill_inference.process import GuardedProcess
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class LocalEngine:
         self._log_path = log_path
         self._care = care or Care()
         self._turn = turn or threading.Semaphore(1)
+        self._gate = ParityGate(name)
+        self._refused = ""
         self._folder: ModelFolder | None = None
         self._url = ""
         self._trouble = "not started"
@@ -92,6 +96,10 @@ class LocalEngine:
     def folder(self) -> ModelFolder | None:
         return self._folder
 
+    @property
+    def parity(self) -> ParityCheck | None:
+        return self._gate.check_of(self._folder)
+
     def suspect(self) -> None:
         self._wake.set()
 
@@ -110,8 +118,10 @@ class LocalEngine:
                 kind = "started"
             elif before == folder:
                 kind = "unchanged"
-            elif before is not None and self.ready and same_geometry(before.path, folder.path) and self._swap(folder):
-                return "in_place"
+            elif before is not None and self.ready and same_geometry(before.path, folder.path):
+                if self._swap(before, folder):
+                    return "in_place"
+                self._start_anew(folder)
             else:
                 self._start_anew(folder)
             if self._wait_ready(folder, stopping, before if kind == "restarted" else None):
@@ -131,23 +141,50 @@ class LocalEngine:
 
     # -- changing the model ----------------------------------------------------------------------------------------
 
-    def _swap(self, folder: ModelFolder) -> bool:
-        """True if the weights were swapped in place. After False the engine's weights are unknown."""
-        began = time.monotonic()
+    def _swap(self, before: ModelFolder, folder: ModelFolder) -> bool:
+        """True if the weights were swapped in place. After False the engine's weights are unknown.
+
+        A model with a parity probe is not ready until it has passed: the gateway holds requests for so long.
+
+        Raises:
+            JobFailed: it did not pass; the model before it is back, or is being started anew.
+        """
+        began, proving = time.monotonic(), self._gate.has_probe(folder)
+        api = EngineApi(self._url, self._name)
         # From here on a crash must bring up the new model, as a success would.
         self._folder = folder
         try:
-            EngineApi(self._url, self._name).reload(folder.path)
+            if proving:
+                self._ready.clear()
+            api.reload(folder.path)
+            refusal = self._gate.refusal(folder, api)
         except TextmillError as exc:
             log.warning("no swap in place; restarting instead", extra={"engine": self._name, "error": str(exc)})
             return False
+        if refusal:
+            self._swap_back(before, api)
+            raise JobFailed(f"model {folder.model_id or folder.path} is not served as {self._name!r}: {refusal}")
+        if proving:
+            self._ready.set()
         log.info("weights swapped", extra={"engine": self._name, "ms": round((time.monotonic() - began) * 1e3, 1)})
         return True
+
+    def _swap_back(self, before: ModelFolder, api: EngineApi) -> None:
+        """The model before, which was served until now, needs no second proof."""
+        self._folder = before
+        try:
+            api.reload(before.path)
+        except TextmillError as exc:
+            log.warning("no swap back; restarting instead", extra={"engine": self._name, "error": str(exc)})
+            self._start_anew(before)
+        else:
+            self._ready.set()
 
     def _start_anew(self, folder: ModelFolder) -> None:
         self._ready.clear()
         self._folder = folder
         self._failures = 0
+        self._refused = ""
         self._anew.set()
         self._wake.set()
 
@@ -159,8 +196,9 @@ class LocalEngine:
                 if before is not None:
                     self._start_anew(before)
                 return False
-            if self._failures >= 2 or time.monotonic() > deadline:
-                reason = f"model {folder.model_id or folder.path} doesn't start as {self._name!r}: {self._trouble}"
+            if self._refused or self._failures >= 2 or time.monotonic() > deadline:
+                how = "is not served" if self._refused else "doesn't start"
+                reason = f"model {folder.model_id or folder.path} {how} as {self._name!r}: {self._trouble}"
                 if before is not None:
                     self._start_anew(before)
                 raise JobFailed(reason)
@@ -178,6 +216,7 @@ class LocalEngine:
                 log.exception("engine supervision failed; it goes on", extra={"engine": self._name})
             if not self._stop.is_set() and not self._anew.is_set():
                 self._back_off()
+            self._wait_while_refused()
 
     def _serve_once(self) -> None:
         """One life of the child, from its start to its end."""
@@ -232,6 +271,8 @@ class LocalEngine:
                 self._failed(f"it didn't answer within {seconds:.0f} s (log: {self._log_path})")
                 return False
             if _answers(api):
+                if not self._passes(api):
+                    return False
                 ENGINE_START_SECONDS.labels(self._name).observe(seconds)
                 ENGINE_READY.labels(self._name).set(1)
                 log.info("engine ready", extra={"engine": self._name, "seconds": round(seconds, 1)})
@@ -239,6 +280,25 @@ class LocalEngine:
                 return True
             self._stop.wait(self._care.probe_every_s)
         return False
+
+    def _passes(self, api: EngineApi) -> bool:
+        """Whether the engine does what the model did when it was published, as far as can be told."""
+        assert self._folder is not None
+        try:
+            refusal = self._gate.refusal(self._folder, api)
+        except TextmillError as exc:
+            self._failed(f"it can't be compared with the published model: {exc}")
+            return False
+        if refusal:
+            self._failed(refusal)
+            self._refused = refusal
+        return not refusal
+
+    def _wait_while_refused(self) -> None:
+        """Starting it again would cost a minute and end the same."""
+        while self._refused and not self._stop.is_set() and not self._anew.is_set():
+            self._wake.wait(0.2)
+            self._wake.clear()
 
     def _watch(self, process: GuardedProcess) -> None:
         """Until the child dies, hangs, or is told to end."""

@@ -1,19 +1,22 @@
-"""HTTP routes for runs and models. All plain ``def``: the store blocks, so they run on threads."""
+"""HTTP routes for runs and models. Plain ``def``, since the store blocks, so they run on threads; save the stream."""
 
 from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
-from fastapi.responses import Response
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import Response, StreamingResponse
 
 from textmill.contracts.jobs import TrainJob
 from textmill.contracts.runs import ModelManifest
 from textmill.http import Page, submission_router
 from textmill.jobs import Jobs
 from textmill.store import ObjectStore
+from textmill_trainer.events import RunFeeds, parse_event_id
+from textmill_trainer.reports import StoredReports
 from textmill_trainer.stored import RunView, StoredModels, StoredRuns
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{32}$")]
+ReportName = Annotated[str, Path(pattern=r"^[a-z0-9_-]{1,64}$")]
 ModelId = Annotated[str, Path(pattern=r"^mdl_[0-9a-f]{32}$")]
 Limit = Annotated[int, Query(ge=1, le=500)]
 
@@ -21,6 +24,8 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 def runs_router(store: ObjectStore, jobs: Jobs) -> APIRouter:
     """``POST /v1/runs`` trains; the rest reads what runs have written."""
     runs = StoredRuns(store)
+    reports = StoredReports(store)
+    feeds = RunFeeds(store, jobs)
     router = APIRouter(tags=["runs"])
     router.include_router(submission_router("/v1/runs", TrainJob, jobs))
 
@@ -36,6 +41,24 @@ def runs_router(store: ObjectStore, jobs: Jobs) -> APIRouter:
     @router.get("/v1/runs/{run_id}/metrics", summary="A run's metrics, a JSON line each")
     def get_metrics(run_id: RunId) -> Response:
         return Response(runs.metrics(run_id), media_type="application/x-ndjson")
+
+    @router.get("/v1/runs/{run_id}/events", summary="A run's steps and evaluations as they come, as server-sent events")
+    async def follow(
+        run_id: RunId,
+        from_step: Annotated[int, Query(ge=0)] = 0,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> StreamingResponse:
+        position = parse_event_id(last_event_id) if last_event_id else (from_step, -1)
+        feed = await feeds.open(run_id)
+        return StreamingResponse(feeds.follow(feed, position), media_type="text/event-stream")
+
+    @router.get("/v1/runs/{run_id}/reports", summary="Names of the reports that a run has written")
+    def list_reports(run_id: RunId) -> list[str]:
+        return reports.names(run_id)
+
+    @router.get("/v1/runs/{run_id}/reports/{name}", summary="One report of a run, of its newest attempt that has it")
+    def get_report(run_id: RunId, name: ReportName) -> Response:
+        return Response(reports.report(run_id, name), media_type="application/json")
 
     return router
 

@@ -1,56 +1,95 @@
-"""The order of training: which records make up which batch, as a function of seed and epoch alone.
+"""Cuts a step's examples into microbatches that fit into memory, and lays each out as tensors: padded, or packed.
 
-Records of like length share a batch, so that little is padded; a batch too large for memory is cut into microbatches
-of one optimizer step. Knows no model.
+Packed, the records of a microbatch follow each other in one row, and nothing is padded; what keeps them apart is in
+``packing``. Knows no model.
 """
 
 # ruff: noqa: N806, N815 (tensor names carry their axes)
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 
+from textmill_trainer.order import batch_order as batch_order
 from textmill_trainer.prepare import Example
 
-_BATCHES_SORTED_TOGETHER = 8
-"""Lengths are sorted within this many batches' worth of shuffled records: little padding, and still random."""
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where in a packed row its R records are. ``bounds_R1`` holds R + 1 offsets, as int32."""
+
+    positions_BT: torch.Tensor
+    records_BT: torch.Tensor
+    bounds_R1: torch.Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> "Segments":
+        positions_BT, records_BT, bounds_R1 = (
+            t.to(device) for t in (self.positions_BT, self.records_BT, self.bounds_R1)
+        )
+        return Segments(positions_BT, records_BT, bounds_R1, self.longest)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tokens. Causal attention never looks right, so real tokens don't see the padding: no mask needed."""
+    """Right-padded tokens. Causal attention never looks right, so real tokens don't see the padding: no mask needed.
+
+    With ``segments`` a single row without padding, (1, T), that holds all records.
+    """
 
     token_ids_BT: torch.Tensor
     supervised_BT: torch.Tensor
     """True where *this* token is predicted with loss."""
+    segments: Segments | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.token_ids_BT.to(device), self.supervised_BT.to(device))
+        segments = self.segments.to(device) if self.segments else None
+        return Batch(self.token_ids_BT.to(device), self.supervised_BT.to(device), segments)
 
+    @property
+    def records(self) -> int:
+        return len(self.segments.bounds_R1) - 1 if self.segments else len(self.token_ids_BT)
 
-def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indexes of the records of each batch of an epoch. Every record is in exactly one."""
-    rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    window = batch_size * _BATCHES_SORTED_TOGETHER
-    order = [i for w in range(0, len(order), window) for i in sorted(order[w : w + window], key=lengths.__getitem__)]
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    rng.shuffle(batches)
-    return batches
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest record, padding included."""
+        return self.segments.longest if self.segments else self.token_ids_BT.shape[1]
+
+    def supervised_records(self) -> torch.Tensor:
+        """For each of N supervised tokens the index of its record, (N,)."""
+        shown_BT = self.supervised_BT[:, 1:]
+        if self.segments:
+            return self.segments.records_BT[:, 1:][shown_BT]
+        return shown_BT.nonzero()[:, 0]
 
 
 def microbatches(examples: Sequence[Example], max_padded_tokens: int) -> list[list[Example]]:
-    """Cut a batch so that each part, padded, has at most this many tokens; a longer record is a part of its own."""
-    parts: list[list[Example]] = []
-    for example in sorted(examples, key=lambda e: len(e.token_ids)):
+    """``cut`` by the lengths of examples."""
+    return cut(examples, lambda e: len(e.token_ids), max_padded_tokens)
+
+
+def cut(
+    examples: Sequence[E], tokens: Callable[[E], int], max_padded_tokens: int, *, packed: bool = False
+) -> list[list[E]]:
+    """Cut a batch so that each part, padded or packed, has at most this many tokens; a longer record is a part of its
+    own. Shortest first, so that like lengths share a part."""
+    parts: list[list[E]] = []
+    filled = 0
+    for example in sorted(examples, key=tokens):
+        length = tokens(example)
         # Sorted ascending, so the new one sets the padded length of the part it joins.
-        if parts and (len(parts[-1]) + 1) * len(example.token_ids) <= max_padded_tokens:
+        size = filled + length if packed else (len(parts[-1]) + 1) * length if parts else length
+        if parts and size <= max_padded_tokens:
             parts[-1].append(example)
         else:
             parts.append([example])
+            size = length
+        filled = size
     return parts
 
 
@@ -63,3 +102,19 @@ def collate(examples: Sequence[Example]) -> Batch:
         token_ids_BT[row, : len(example.token_ids)] = torch.tensor(example.token_ids)
         supervised_BT[row, : len(example.supervised)] = torch.tensor(example.supervised)
     return Batch(token_ids_BT, supervised_BT)
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """One row of all records, (1, T). The first token of each follows from nothing, so it is never supervised."""
+    lengths = [len(e.token_ids) for e in examples]
+    token_ids = [t for e in examples for t in e.token_ids]
+    supervised = [s and i > 0 for e in examples for i, s in enumerate(e.supervised)]
+    positions = [i for n in lengths for i in range(n)]
+    lengths_R = torch.tensor(lengths)
+    segments = Segments(
+        positions_BT=torch.tensor([positions]),
+        records_BT=torch.repeat_interleave(lengths_R)[None],
+        bounds_R1=torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32),
+        longest=max(lengths),
+    )
+    return Batch(torch.tensor([token_ids]), torch.tensor([supervised]), segments)

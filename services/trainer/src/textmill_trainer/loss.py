@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from textmill_trainer.batches import Batch
+from textmill_trainer.packing import packed_row
 
 CHUNK_POSITIONS = 1_024
 """At 49k entries 200 MB of fp32 logits."""
@@ -26,25 +27,35 @@ _SHAPED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration fields of architectures that do more to logits than the output head (Gemma 2, Cohere, Granite)."""
 
 
+def supervised_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood in nats, summed over the supervised tokens of each record; (R,) with a graph."""
+    targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
+    losses_N = _supervised_losses(model, batch, targets_N)
+    return torch.zeros(batch.records, device=losses_N.device).index_add(0, batch.supervised_records(), losses_N)
+
+
 def supervised_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood in nats, summed over the supervised tokens; a scalar with a graph."""
+    return supervised_losses(model, batch).sum()
+
+
+def _supervised_losses(model: PreTrainedModel, batch: Batch, targets_N: torch.Tensor) -> torch.Tensor:
     with fast_attention(batch):
-        targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
         if _shapes_logits(model):
-            return cross_entropy(supervised_logits(model, batch), targets_N, reduction="sum")
+            return cross_entropy(supervised_logits(model, batch), targets_N, reduction="none")
         hidden_ND = _supervised_hidden(model, batch)
         head = _head(model)
         if len(targets_N) <= CHUNK_POSITIONS:
-            return _chunk_loss(head, hidden_ND, targets_N)
+            return _chunk_losses(head, hidden_ND, targets_N)
         chunks = zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
-        losses = [checkpoint(_chunk_loss, head, h, t, use_reentrant=False) for h, t in chunks]
-        return torch.stack(losses).sum()
+        return torch.cat([checkpoint(_chunk_losses, head, h, t, use_reentrant=False) for h, t in chunks])
 
 
 def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Logits that predict the supervised tokens, (N, V) in fp32."""
     if _shapes_logits(model):
-        logits_BTV: torch.Tensor = model(input_ids=batch.token_ids_BT, use_cache=False).logits
+        with packed_row(batch) as options:
+            logits_BTV: torch.Tensor = model(input_ids=batch.token_ids_BT, use_cache=False, **options).logits
         return logits_BTV[:, :-1][batch.supervised_BT[:, 1:]].float()
     logits_NV: torch.Tensor = _head(model)(_supervised_hidden(model, batch))
     return logits_NV.float()
@@ -53,7 +64,7 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 @contextmanager
 def fast_attention(batch: Batch) -> Iterator[None]:
     """On the CPU torch's fused attention takes a fourth of a step of short records; plain matrices take a tenth."""
-    if batch.token_ids_BT.is_cpu and batch.token_ids_BT.shape[1] <= _SHORT_TOKENS:
+    if batch.token_ids_BT.is_cpu and batch.longest <= _SHORT_TOKENS:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     else:
@@ -66,12 +77,13 @@ def _head(model: PreTrainedModel) -> nn.Module:
 
 def _supervised_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     decoder = getattr(model, model.base_model_prefix)
-    hidden_BTD: torch.Tensor = decoder(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
+    with packed_row(batch) as options:
+        hidden_BTD: torch.Tensor = decoder(input_ids=batch.token_ids_BT, use_cache=False, **options).last_hidden_state
     return hidden_BTD[:, :-1][batch.supervised_BT[:, 1:]]
 
 
-def _chunk_loss(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(head(hidden_ND).float(), targets_N, reduction="sum")
+def _chunk_losses(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(head(hidden_ND).float(), targets_N, reduction="none")
 
 
 def _shapes_logits(model: PreTrainedModel) -> bool:

@@ -4,6 +4,10 @@ from textmill.http import create_app
 from textmill.service import open_backends, pace, run_service
 from textmill.worker import Worker
 from textmill_trainer.api import models_router, runs_router
+from textmill_trainer.export import ExportHandler
+from textmill_trainer.exports_api import exports_router
+from textmill_trainer.forecast_api import forecast_router
+from textmill_trainer.preferences_api import preferences_router
 from textmill_trainer.settings import TrainerSettings
 from textmill_trainer.worker import TrainHandler
 
@@ -16,10 +20,19 @@ def main() -> None:
         store.exists("probe/ready")
 
     checks = {"store": store_answers, "bus": bus.check}
-    app = create_app("trainer", jobs=jobs, kinds=["train"], checks=checks, token=settings.token)
+    app = create_app("trainer", jobs=jobs, kinds=["train", "export"], checks=checks, token=settings.token)
     app.include_router(runs_router(store, jobs))
     app.include_router(models_router(store))
-    worker = Worker(jobs, bus, {"train": TrainHandler(settings)}, group="textmill-trainer", pace=pace(settings))
+    app.include_router(forecast_router(store, settings))
+    app.include_router(preferences_router(store))
+    app.include_router(exports_router(store, jobs))
+    worker = Worker(
+        jobs,
+        bus,
+        {"train": TrainHandler(settings), "export": ExportHandler(settings.work_folder)},
+        group="textmill-trainer",
+        pace=pace(settings),
+    )
     run_service(app, worker, settings)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from textmill.contracts.base import StoredContract, new_id
+from textmill.contracts.runs import RunJob
 from textmill.errors import NotFound
 from textmill.store import ObjectStore
 
@@ -30,11 +31,17 @@ class CheckpointPointer(StoredContract):
     files: tuple[str, ...]
 
 
+def job_key(run_id: str) -> str:
+    """Where a run says whose it is, from its first attempt on."""
+    return f"runs/{run_id}/job.json"
+
+
 class RunStore:
     """The objects below ``runs/<run_id>/``, for one attempt."""
 
     def __init__(self, store: ObjectStore, run_id: str, attempt: int) -> None:
         self._store = store
+        self._run_id = run_id
         self._attempt = attempt
         self._checkpoints = f"runs/{run_id}/checkpoints/"
         self.prefix = f"runs/{run_id}/attempt-{attempt}/"
@@ -42,6 +49,10 @@ class RunStore:
     @property
     def metrics_key(self) -> str:
         return f"{self.prefix}metrics.jsonl"
+
+    def name_job(self, job_id: str) -> None:
+        """For readers who have the run and want to know how its job is doing."""
+        self._store.put(job_key(self._run_id), RunJob(run_id=self._run_id, job_id=job_id).to_json())
 
     def save_checkpoint(self, checkpoint: Path, step: int) -> None:
         """Upload a checkpoint folder, point to it, then sweep the ones before it."""
@@ -91,7 +102,7 @@ def upload_folder(store: ObjectStore, folder: Path, prefix: str) -> dict[str, st
     digests: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest = hashlib.sha256()
-        store.put_stream(prefix + path.name, _hashed(_chunks(path), digest))
+        store.put_stream(prefix + path.name, _hashed(chunks(path), digest))
         digests[path.name] = digest.hexdigest()
     return digests
 
@@ -110,7 +121,8 @@ def download(store: ObjectStore, key: str, path: Path) -> None:
             file.write(chunk)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path) -> Iterator[bytes]:
+    """A file in parts of a megabyte."""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk

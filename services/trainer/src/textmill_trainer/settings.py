@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from textmill.settings import ServiceSettings
@@ -18,6 +19,10 @@ class TrainerSettings(ServiceSettings):
 
     ``dequantized_budget_mb``: frozen weights up to this size are held in bf16, which is faster; larger ones stay NF4.
     ``max_padded_tokens`` bounds the memory of one forward pass; larger batches are cut into microbatches.
+    ``general_prompts``: a YAML file with the lists ``measured`` and ``replayed``, besides our own general prompts.
+    ``device_hour_price``: what an hour of this machine costs, for forecasts; 0 leaves the cost out.
+    ``gpus``: how many a run is spread over, all that are visible if left out; without any, as many processes.
+    ``tracking_url``: an MLflow server, or ``wandb:FOLDER`` for offline runs of Weights & Biases.
     """
 
     model_config = SettingsConfigDict(env_prefix="TEXTMILL_TRAINER_")
@@ -28,3 +33,7 @@ class TrainerSettings(ServiceSettings):
     dequantized_budget_mb: int = 4_096
     max_padded_tokens: int = 8_192
     upload_every_s: float = 3.0
+    general_prompts: Path | None = None
+    tracking_url: str | None = None
+    device_hour_price: float = 0.0
+    gpus: int | None = Field(default=None, ge=1, le=64)

@@ -36,7 +36,7 @@ class StoredRuns:
 
     def run(self, run_id: str) -> RunView:
         """Raises ``NotFound`` for a run that has no metrics yet."""
-        attempt, key = self._latest_metrics(run_id)
+        attempt, key, _ = latest_metrics(self._store, run_id)
         metrics = list(parse_metrics(self._store.get(key)))
         steps = [m for m in metrics if isinstance(m, StepMetrics)]
         evals = [m for m in metrics if isinstance(m, EvalMetrics)]
@@ -50,13 +50,15 @@ class StoredRuns:
 
     def metrics(self, run_id: str) -> bytes:
         """JSON lines of the newest attempt: an attempt's metrics hold those it resumed from. Raises ``NotFound``."""
-        return self._store.get(self._latest_metrics(run_id)[1])
+        return self._store.get(latest_metrics(self._store, run_id)[1])
 
-    def _latest_metrics(self, run_id: str) -> tuple[int, str]:
-        keys = [i.key for i in self._store.list(f"runs/{run_id}/attempt-") if i.key.endswith(_METRICS)]
-        if not keys:
-            raise NotFound(f"no run {run_id!r}, or it has not trained a step yet: its job tells how far it is")
-        return max((int(key.split("/")[2].removeprefix("attempt-")), key) for key in keys)
+
+def latest_metrics(store: ObjectStore, run_id: str) -> tuple[int, str, int]:
+    """The newest attempt that has metrics: its number, their key and size in bytes. Raises ``NotFound``."""
+    found = [i for i in store.list(f"runs/{run_id}/attempt-") if i.key.endswith(_METRICS)]
+    if not found:
+        raise NotFound(f"no run {run_id!r}, or it has not trained a step yet: its job tells how far it is")
+    return max((int(i.key.split("/")[2].removeprefix("attempt-")), i.key, i.size_bytes) for i in found)
 
 
 class StoredModels:

@@ -11,19 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.jobs import Output, TrainJob
-from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, LeaseLost, Transient
-from textmill.store import ObjectStore
+from textmill.errors import Cancelled, DependencyDown, JobFailed, LeaseLost, NotFound, Transient
 from textmill.worker import JobContext
 from textmill_trainer import watch
 from textmill_trainer.metrics import parse_metrics
+from textmill_trainer.mirror import Mirror
 from textmill_trainer.publish import make_lineage, make_manifest, model_card
-from textmill_trainer.runstore import RunStore, download, upload_folder
+from textmill_trainer.reports import StoredReports
+from textmill_trainer.runstore import RunStore, upload_folder
 from textmill_trainer.settings import TrainerSettings
+from textmill_trainer.sources import TrainingSource, read_source
+from textmill_trainer.trackers import Tracking, check_tracking
 from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainResult, TrainSpec, WorkFolder
 
 T = TypeVar("T")
@@ -41,13 +43,16 @@ class TrainHandler:
     """One job at a time."""
 
     def __init__(self, settings: TrainerSettings, command: Sequence[str] = TRAIN_COMMAND) -> None:
+        """Raises ``TextmillError`` for a tracker that can't be used."""
+        check_tracking(settings.tracking_url)
         self._settings = settings
         self._command = command
 
     def __call__(self, job: TrainJob, context: JobContext) -> Output:
         """Train, merge, publish. Raises what ``textmill.worker`` says a handler may raise."""
-        dataset = read_dataset(context.store, job.dataset_id)
+        source = read_source(context.store, job)
         runs = RunStore(context.store, job.run_id, context.attempt)
+        insist(context, lambda: runs.name_job(job.job_id))
         base_model = job.base_model or self._settings.base_model
         with self._work_folder(job, context.attempt) as folder:
             context.progress("fetching records")
@@ -56,15 +61,23 @@ class TrainHandler:
                 base_model=base_model,
                 max_padded_tokens=self._settings.max_padded_tokens,
                 dequantized_budget_bytes=self._settings.dequantized_budget_mb << 20,
+                general_prompts=str(self._settings.general_prompts) if self._settings.general_prompts else None,
+                device_hour_price=self._settings.device_hour_price,
+                gpus=self._settings.gpus,
             )
             folder.write(folder.spec, spec)
-            fetch_records(context.store, dataset, folder)
+            source.fetch(folder)
             checkpoint = runs.load_checkpoint(folder.checkpoints)
+            with suppress(NotFound):
+                forecast = StoredReports(context.store).report(job.run_id, "forecast")
+                folder.report("forecast").parent.mkdir(exist_ok=True)
+                folder.report("forecast").write_bytes(forecast)
             context.raise_if_stopped()
             resumed = checkpoint.step if checkpoint else 0
             log.info("training", extra={"job_id": job.job_id, "run_id": job.run_id, "resumed_from_step": resumed})
-            Watcher(folder, runs, context, self._settings, resumed).run(self._command)
-            return self._publish(job, context, dataset, base_model, folder, runs)
+            with Tracking(self._settings.tracking_url, job) as tracking:
+                Watcher(folder, runs, context, self._settings, resumed, tracking).run(self._command)
+            return self._publish(job, context, source, base_model, folder, runs)
 
     @contextmanager
     def _work_folder(self, job: TrainJob, attempt: int) -> Iterator[WorkFolder]:
@@ -86,19 +99,20 @@ class TrainHandler:
         self,
         job: TrainJob,
         context: JobContext,
-        dataset: DatasetManifest,
+        source: TrainingSource,
         base_model: str,
         folder: WorkFolder,
         runs: RunStore,
     ) -> Output:
         context.progress("uploading the model")
         result = TrainResult.model_validate_json(folder.result.read_bytes())
-        adapter_prefix = f"{runs.prefix}adapter/"
+        adapter_prefix = f"{runs.prefix}adapter/" if folder.adapter.exists() else None
         prefix = f"models/{job.model_id}/attempt-{context.attempt}/"
-        lineage = make_lineage(job, dataset, base_model, result.base_sha256)
+        lineage = make_lineage(job, source, base_model, result.base_sha256)
         manifest = make_manifest(job, lineage, result, prefix, adapter_prefix, runs.metrics_key)
-        (folder.merged / "README.md").write_text(model_card(job, manifest, dataset))
-        insist(context, lambda: upload_folder(context.store, folder.adapter, adapter_prefix))
+        (folder.merged / "README.md").write_text(model_card(job, manifest, source))
+        if adapter_prefix is not None:
+            insist(context, lambda: upload_folder(context.store, folder.adapter, adapter_prefix))
         files = insist(context, lambda: upload_folder(context.store, folder.merged, prefix))
         manifest = manifest.model_copy(update={"files": files})
         return Output(manifest_key=f"models/{job.model_id}/manifest.json", manifest=manifest.model_dump(mode="json"))
@@ -108,14 +122,23 @@ class Watcher:
     """Runs the training process to its end, and keeps the store and Prometheus abreast of it."""
 
     def __init__(
-        self, folder: WorkFolder, runs: RunStore, context: JobContext, settings: TrainerSettings, resumed_from: int
+        self,
+        folder: WorkFolder,
+        runs: RunStore,
+        context: JobContext,
+        settings: TrainerSettings,
+        resumed_from: int,
+        tracking: Tracking,
     ) -> None:
         self._folder = folder
         self._runs = runs
         self._context = context
         self._settings = settings
+        self._tracking = tracking
+        self._mirror = Mirror(folder, context.store, runs.prefix)
+        self._resumed_from = resumed_from
         self._saved_step = resumed_from
-        self._metrics_seen = 0
+        self._observed_bytes = 0
         self._metrics_sent = b""
         self._send_at = 0.0
 
@@ -127,6 +150,7 @@ class Watcher:
             Transient: the process was killed by a signal.
             JobFailed: the process gave up; the message is its own.
         """
+        watch.begin()
         process = self._start(command)
         try:
             while process.poll() is None:
@@ -134,6 +158,7 @@ class Watcher:
                 if self._context.stopping.wait(_LOOK_EVERY_S):
                     self._let_go(process)
             insist(self._context, self._send_metrics)
+            insist(self._context, lambda: self._mirror.send(last=True))
             self._conclude(process.returncode)
         finally:
             if process.poll() is None:
@@ -161,6 +186,7 @@ class Watcher:
             self._send_at = time.monotonic() + self._settings.upload_every_s
             try:
                 self._send_metrics()
+                self._mirror.send()
                 self._send_checkpoint()
             except DependencyDown as exc:
                 # Training needs no store: it goes on, and the next look sends what is new by then.
@@ -170,10 +196,12 @@ class Watcher:
         data = self._folder.metrics.read_bytes() if self._folder.metrics.exists() else b""
         if data == self._metrics_sent:
             return
-        metrics = list(parse_metrics(data))
-        for metric in metrics[self._metrics_seen :]:
-            watch.observe(metric)
-        self._metrics_seen = len(metrics)
+        whole = data[self._observed_bytes : data.rfind(b"\n") + 1]
+        metrics = list(parse_metrics(whole))
+        for metric in metrics:
+            watch.observe(metric, trained_here=metric.step > self._resumed_from)
+        self._tracking.log(metrics)
+        self._observed_bytes += len(whole)
         self._context.store.put(self._runs.metrics_key, data)
         self._metrics_sent = data
 
@@ -208,6 +236,7 @@ class Watcher:
             process.wait()
         self._send_metrics()
         self._send_checkpoint()
+        self._mirror.send(last=True)
         self._context.raise_if_stopped()
 
     def _conclude(self, code: int) -> None:
@@ -241,20 +270,6 @@ def insist(context: JobContext, action: Callable[[], T]) -> T:
         except DependencyDown as exc:
             log.warning("waiting for the store", extra={"error": str(exc)})
             context.stopping.wait(exc.retry_after_s)
-
-
-def read_dataset(store: ObjectStore, dataset_id: str) -> DatasetManifest:
-    """Raises ``NotFound`` if there is no such dataset, ``BadRequest`` if it has nothing to train on."""
-    manifest = DatasetManifest.model_validate_json(store.get(f"datasets/{dataset_id}/manifest.json"))
-    if not manifest.records.get("train"):
-        raise BadRequest(f"dataset {dataset_id} has no records in its train split: look at its rejects")
-    return manifest
-
-
-def fetch_records(store: ObjectStore, dataset: DatasetManifest, folder: WorkFolder) -> None:
-    download(store, dataset.records_keys["train"], folder.records("train"))
-    if dataset.records.get("eval"):
-        download(store, dataset.records_keys["eval"], folder.records("eval"))
 
 
 def _alive(pid: str) -> bool:

@@ -1,0 +1,195 @@
+"""Plants the owner's format slips into the demo's data, trains the real small model, and counts what the watch finds.
+
+    python bench/losswatch.py [--cases wordings-1 clean-wordings ...]
+
+Three kinds of data, none written by an LLM: facts asked in many wordings of which single rows slipped; facts asked
+once, in English and Chinese; and facts whose answer slipped before it was copied to its wordings, as happened to the
+owner. 5 % of the answers are slips, each kind in turn. A found record is one in the run's report "anomalies"; a false
+alarm is a good record there. ``clean`` cases have no slip, and must have no suspect. Runs of the same recipe as the
+demo (3 epochs, batch 8, rank 16, learning rate 2e-3), with the replay, which then says confirmed or cleared.
+Writes ``bench/results/losswatch.json`` after each case; cases not named keep the figures they have there. About five
+minutes a case on two quiet cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from losswatch_data import Planted, make_records, plant
+
+from textmill.contracts.anomalies import AnomalyReport
+from textmill.contracts.base import content_id
+from textmill.contracts.datasets import Record
+from textmill.contracts.jobs import TrainJob
+from textmill_synth.export import ParquetFile
+from textmill_trainer.base_model import default_folder, ensure_base_model
+from textmill_trainer.workfolder import TrainSpec, WorkFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARE = 0.05
+FOUND_GOAL = 0.9
+FALSE_GOAL = 0.05
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """``found`` and ``false`` are of the run's own losses; ``confirmed`` and ``cleared`` are what the replay said."""
+
+    case: str
+    records: int
+    planted: int
+    found: int
+    false: int
+    confirmed_slips: int
+    confirmed_good: int
+    cleared_slips: int
+    cleared_good: int
+    spikes: int
+    missed_by_kind: dict[str, int]
+    planted_by_kind: dict[str, int]
+    seconds: float
+
+
+def wordings() -> list[Record]:
+    return make_records("en", 12, 16)
+
+
+def once() -> list[Record]:
+    return make_records("en", 64, 1) + make_records("zh", 64, 1)
+
+
+def copied() -> list[Record]:
+    return make_records("en", 48, 4)
+
+
+def cases() -> dict[str, Callable[[], Planted]]:
+    """Seeds that nothing was tuned on."""
+    return {
+        "wordings-11": lambda: plant(wordings(), SHARE, "row", 11),
+        "wordings-12": lambda: plant(wordings(), SHARE, "row", 12),
+        "wordings-clean": lambda: Planted(wordings(), {}),
+        "once-11": lambda: plant(once(), SHARE, "row", 11),
+        "once-12": lambda: plant(once(), SHARE, "row", 12),
+        "once-clean": lambda: Planted(once(), {}),
+        "copied-11": lambda: plant(copied(), SHARE, "fact", 11),
+        "copied-12": lambda: plant(copied(), SHARE, "fact", 12),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", choices=list(cases()), default=list(cases()))
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/losswatch.json")
+    options = parser.parse_args()
+    base = ensure_base_model(default_folder())
+    before = json.loads(options.out.read_text())["readings"] if options.out.exists() else []
+    readings = {row["case"]: Found(**row) for row in before}
+    for name in options.cases:
+        readings[name] = measure(name, cases()[name](), base)
+        write(options.out, list(readings.values()))
+        print(row(readings[name]), flush=True)
+    return report(list(readings.values()))
+
+
+def measure(name: str, planted: Planted, base: Path) -> Found:
+    began = time.monotonic()
+    found = train(name, planted.records, base)
+    verdicts = {s.record_id: s.verdict for s in found.suspects}
+    right = [i for i in verdicts if i in planted.slips]
+    wrong = [i for i in verdicts if i not in planted.slips]
+    missed = Counter(kind for record_id, kind in planted.slips.items() if record_id not in verdicts)
+    return Found(
+        case=name,
+        records=len(planted.records),
+        planted=len(planted.slips),
+        found=len(right),
+        false=len(wrong),
+        confirmed_slips=sum(verdicts[i] == "confirmed" for i in right),
+        confirmed_good=sum(verdicts[i] == "confirmed" for i in wrong),
+        cleared_slips=sum(verdicts[i] == "cleared" for i in right),
+        cleared_good=sum(verdicts[i] == "cleared" for i in wrong),
+        spikes=len(found.spikes),
+        missed_by_kind=dict(missed),
+        planted_by_kind=dict(Counter(planted.slips.values())),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def train(name: str, records: Sequence[Record], base: Path) -> AnomalyReport:
+    """A whole run in the trainer's own process."""
+    with tempfile.TemporaryDirectory(prefix="textmill-losswatch-") as path:
+        folder = WorkFolder(Path(path))
+        with ParquetFile(folder.records("train")) as file:
+            for record in records:
+                file.write(record.to_json())
+        job = TrainJob(
+            dataset_id=content_id("ds", name),
+            epochs=3,
+            batch_size=BATCH,
+            learning_rate=2e-3,
+            evaluations=0,
+            checkpoints=0,
+            quarantine="replay",
+        )
+        spec = TrainSpec(job=job, base_model=str(base), max_padded_tokens=8_192, dequantized_budget_bytes=2 << 30)
+        folder.write(folder.spec, spec)
+        with folder.log.open("wb") as log:
+            command = [sys.executable, "-m", "textmill_trainer.train", str(folder.root)]
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        if code:
+            error = folder.read_error()
+            raise SystemExit(f"{name} ended with {code}: {error.message if error else folder.log.read_text()[-2_000:]}")
+        return AnomalyReport.model_validate_json(folder.report("anomalies").read_bytes())
+
+
+def report(readings: Sequence[Found]) -> int:
+    goals: list[tuple[str, str, str, bool]] = []
+    for kind in ("wordings", "once", "copied"):
+        planted = [r for r in readings if r.case.startswith(kind) and r.planted]
+        if planted:
+            found = sum(r.found for r in planted) / sum(r.planted for r in planted)
+            false = sum(r.false for r in planted) / sum(r.records - r.planted for r in planted)
+            goals.append(
+                (f"{kind}: planted records found", f"{found:.1%}", f">= {FOUND_GOAL:.0%}", found >= FOUND_GOAL)
+            )
+            goals.append((f"{kind}: false alarms", f"{false:.1%}", f"< {FALSE_GOAL:.0%}", false < FALSE_GOAL))
+        clean = [r for r in readings if r.case == f"{kind}-clean"]
+        goals += [(f"{kind}, clean: alarms", str(r.false), "0", r.false == 0) for r in clean]
+    for name, figure, goal, held in goals:
+        print(f"{name:<36} {figure:>8}   goal {goal:<8} {'holds' if held else 'MISSED'}")
+    print(f"{sum(held for *_, held in goals)} of {len(goals)} goals hold")
+    return 0 if all(held for *_, held in goals) else 1
+
+
+def row(r: Found) -> str:
+    return (
+        f"{r.case:<16} {r.records} records, {r.found} of {r.planted} slips found, {r.false} good ones; the replay "
+        f"confirmed {r.confirmed_slips} and {r.confirmed_good}, cleared {r.cleared_slips} and {r.cleared_good}; "
+        f"{r.spikes} spikes; missed {r.missed_by_kind}; {r.seconds:.0f} s"
+    )
+
+
+def write(out: Path, readings: Sequence[Found]) -> None:
+    document = {
+        "command": "make bench-losswatch",
+        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "goal_found": FOUND_GOAL,
+        "goal_false_alarms": FALSE_GOAL,
+        "readings": [asdict(reading) for reading in readings],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Decides whether a run packs its records, proves on its own model that packed records don't see each other, and
+reports what packing and a budget of tokens spare.
+"""
+
+# ruff: noqa: N803, N806 (tensor names carry their axes)
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from textmill.contracts.packing import PackingReport
+from textmill_trainer.batches import Batch, collate, cut, pack
+from textmill_trainer.loop import LoopSettings, plan_steps
+from textmill_trainer.loss import fast_attention, supervised_logits
+from textmill_trainer.packing import install
+from textmill_trainer.prepare import Example, dataset_digest
+
+MIN_PADDING_SHARE = 0.05
+"""On the CPU attention spreads packed records over padded rows and back; below this share that costs what it spares."""
+_COMPARED = 6
+_PART_OF_LEAK = 0.25
+_STEPS_LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Relative differences of logits from those of records alone: of packed records, and of ones left to leak."""
+
+    difference: float
+    leak: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= _PART_OF_LEAK * self.leak
+
+
+def choose_packing(
+    wanted: Literal["auto", "on", "off"],
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    settings: LoopSettings,
+) -> PackingReport:
+    """Give the model attention for packed rows if they are to be used. The report says whether and why."""
+    report = lay_out(examples, settings)
+    device = model.device
+    worth = device.type == "cuda" or report.padding_share >= MIN_PADDING_SHARE
+    if wanted == "off":
+        return report.model_copy(update={"reason": "as asked for"})
+    if wanted == "auto" and not worth:
+        why = f"only {report.padding_share:.1%} of positions are padding"
+        return report.model_copy(update={"reason": why})
+    if not install(model):
+        return report.model_copy(update={"reason": "this architecture's attention can't be packed"})
+    shown = sorted(examples, key=lambda e: len(e.token_ids))[len(examples) // 2 :][:_COMPARED]
+    found = measure_isolation(model, cut(shown, _length, settings.max_padded_tokens, packed=True)[0], device)
+    measured = {"difference": found.difference, "leak": found.leak}
+    if not found.holds:
+        why = f"packed records differ by {found.difference:.1e} from the same alone: they see each other"
+        return report.model_copy(update={**measured, "reason": why})
+    why = f"{report.padding_share:.1%} of positions would be padding"
+    return report.model_copy(update={**measured, "packed": True, "reason": why})
+
+
+def lay_out(examples: Sequence[Example], settings: LoopSettings) -> PackingReport:
+    """What an epoch comes to both ways, from as many steps as are enough to tell."""
+    lengths = [_length(e) for e in examples]
+    digest = dataset_digest(examples)
+    plan = plan_steps(lengths, digest, settings)
+    records = padded = tokens = microbatches = packed_microbatches = 0
+    for step in range(min(plan.total_steps, _STEPS_LOOKED_AT)):
+        place = plan.at(step)
+        if place.epoch > 1:
+            break
+        batch = [examples[i] for i in place.records]
+        parts = cut(batch, _length, settings.max_padded_tokens)
+        records += len(batch)
+        tokens += sum(map(_length, batch))
+        padded += sum(len(part) * max(map(_length, part)) for part in parts)
+        microbatches += len(parts)
+        packed_microbatches += len(cut(batch, _length, settings.max_padded_tokens, packed=True))
+    epochs = len(examples) / records
+    counting = plan_steps(lengths, digest, replace(settings, step_tokens=None))
+    return PackingReport(
+        packed=False,
+        reason="",
+        records=len(examples),
+        tokens=sum(lengths),
+        padding_share=1 - tokens / padded,
+        rows_padded=len(examples),
+        microbatches_padded=round(microbatches * epochs),
+        microbatches_packed=round(packed_microbatches * epochs),
+        step_tokens=settings.step_tokens,
+        step_tokens_used=plan.step_tokens is not None,
+        steps=plan.total_steps,
+        steps_counting_records=counting.total_steps,
+    )
+
+
+@torch.no_grad()
+def measure_isolation(model: PreTrainedModel, examples: Sequence[Example], device: torch.device) -> Isolation:
+    """Three forward passes over a few records, with dropout off."""
+    was_training = model.training
+    model.train(False)
+    packed = pack(examples).to(device)
+    alone_NV = torch.cat([_logits(model, collate([e]).to(device)) for e in examples])
+    difference = _relative(_logits(model, packed), alone_NV)
+    leak = _relative(_logits(model, _leaking(packed)), alone_NV)
+    model.train(was_training)
+    return Isolation(difference, leak)
+
+
+def _leaking(batch: Batch) -> Batch:
+    """The same row as a single segment."""
+    segments, length = batch.segments, batch.token_ids_BT.shape[1]
+    if segments is None:
+        raise ValueError("not a packed batch")
+    bounds = torch.tensor([0, length], dtype=torch.int32, device=segments.bounds_R1.device)
+    return replace(batch, segments=replace(segments, bounds_R1=bounds, longest=length))
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    with fast_attention(batch):
+        return supervised_logits(model, batch)
+
+
+def _relative(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
+    return float((found_NV - expected_NV).norm() / expected_NV.norm())
+
+
+def _length(example: Example) -> int:
+    return len(example.token_ids)

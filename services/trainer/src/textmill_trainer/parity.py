@@ -1,0 +1,152 @@
+"""Writes down what a published model does, token by token, so that the engine which will serve it can be held to it.
+
+The figures are of the model as loaded from disk, in bf16, one conversation at a time: no padding and no batch.
+The engine's side is in the inference service. Knows no store and no engine.
+"""
+
+# ruff: noqa: N803, N806 (tensor names carry their axes)
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from pydantic import JsonValue
+from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
+
+from textmill.contracts.datasets import Message, Record, Tool
+from textmill.contracts.gates import PARITY_FILE, ParityConversation, ParityProbe, ParityToken
+from textmill.contracts.training import Objective
+from textmill_trainer.chat import Chat
+from textmill_trainer.preference import read_pairs
+from textmill_trainer.prepare import Example, read_records
+from textmill_trainer.workfolder import WorkFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CONVERSATIONS = 16
+ANSWER_TOKENS = 64
+"""At most so many tokens of an answer: 16 answers of the demo have about 500 in all."""
+MAX_TOKENS = 1_024
+"""Of a conversation that is asked at all: an engine may have been started for short ones."""
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What comes before an answer, in OpenAI's form, and the text that the template makes of it."""
+
+    prompt: str = ""
+    messages: Sequence[dict[str, JsonValue]] = ()
+    tools: Sequence[dict[str, JsonValue]] = ()
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What rendering reads of a ``Record``: a pair has no passage and no evidence."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
+
+
+def write_probe(
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerFast",
+    folder: WorkFolder,
+    objective: Objective,
+    examples: Sequence[Example],
+) -> ParityProbe | None:
+    """Put the probe beside the weights. None, and no file, if no example is short enough to be asked."""
+    chosen = choose(examples)
+    if not chosen:
+        return None
+    known = conversations(folder, objective, tokenizer, {example.record_id for example in chosen})
+    asked = [_ask(model, example, _that_of(example, known, tokenizer)) for example in chosen]
+    probe = ParityProbe(conversations=asked, dtype=str(model.dtype).removeprefix("torch."))
+    folder.write(folder.merged / PARITY_FILE, probe)
+    return probe
+
+
+def choose(examples: Sequence[Example]) -> list[Example]:
+    """The first few that are short enough."""
+    return [e for e in examples if 2 <= len(e.token_ids) <= MAX_TOKENS][:CONVERSATIONS]
+
+
+def conversations(
+    folder: WorkFolder, objective: Objective, tokenizer: "PreTrainedTokenizerFast", ids: Collection[str]
+) -> Mapping[str, Conversation]:
+    """By record or pair, up to the last answer. None for raw text, which has no messages."""
+    if objective == "pretrain":
+        return {}
+    read = _of_pairs if objective == "dpo" else _of_records
+    return {
+        record_id: Conversation(
+            prompt=Chat(record, tokenizer).prompt(last),
+            messages=[message.openai() for message in record.messages[:last]],
+            tools=[_openai_tool(tool) for tool in record.tools],
+        )
+        for record_id, record, last in read(folder)
+        if record_id in ids
+    }
+
+
+def answer_start(example: Example) -> int:
+    """Where the last answer begins; the middle of raw text, which is supervised from its first token."""
+    end = max(index for index, supervised in enumerate(example.supervised) if supervised)
+    start = next((i + 1 for i in range(end, -1, -1) if not example.supervised[i]), 0)
+    return start if start > 1 else len(example.token_ids) // 2
+
+
+def _of_records(folder: WorkFolder) -> Iterator[tuple[str, Record, int]]:
+    for split in ("train", "eval"):
+        for record in read_records(folder.records(split)) if folder.records(split).exists() else ():
+            yield record.record_id, record, max(i for i, m in enumerate(record.messages) if m.role == "assistant")
+
+
+def _of_pairs(folder: WorkFolder) -> Iterator[tuple[str, Record, int]]:
+    for split in ("train", "eval"):
+        for pair in read_pairs(folder.lines(split)):
+            yield pair.pair_id, cast(Record, _Prompt(pair.messages)), len(pair.messages)
+
+
+def _that_of(example: Example, known: Mapping[str, Conversation], tokenizer: "PreTrainedTokenizerFast") -> Conversation:
+    """The conversation whose last answer the example ends with; an empty one for an example of an earlier turn."""
+    conversation = known.get(example.record_id, Conversation())
+    prompt_ids: list[int] = tokenizer(conversation.prompt, add_special_tokens=False)["input_ids"]
+    return conversation if tuple(prompt_ids) == example.token_ids[: answer_start(example)] else Conversation()
+
+
+@torch.no_grad()
+def _ask(model: PreTrainedModel, example: Example, conversation: Conversation) -> ParityConversation:
+    start = answer_start(example)
+    answered = [i for i in range(start, len(example.token_ids)) if example.supervised[i]][:ANSWER_TOKENS]
+    token_ids_BT = torch.tensor([example.token_ids[: answered[-1] + 1]], device=model.device)
+    model.train(False)
+    logits_BTV: torch.Tensor = model(input_ids=token_ids_BT, use_cache=False).logits
+    logprobs_NV = log_softmax(logits_BTV[0, start - 1 : -1].float(), -1)
+    return ParityConversation(
+        record_id=example.record_id,
+        messages=conversation.messages,
+        tools=conversation.tools,
+        prompt_ids=example.token_ids[:start],
+        continuation=[_token(*pair) for pair in zip(token_ids_BT[0, start:].tolist(), logprobs_NV, strict=True)],
+    )
+
+
+def _token(token_id: int, logprobs_V: torch.Tensor) -> ParityToken:
+    top = logprobs_V.topk(min(TOP, len(logprobs_V)))
+    return ParityToken(
+        token_id=token_id,
+        logprob=logprobs_V[token_id].item(),
+        top_ids=top.indices.tolist(),
+        top_logprobs=top.values.tolist(),
+    )
+
+
+def _openai_tool(tool: Tool) -> dict[str, JsonValue]:
+    parameters: JsonValue = json.loads(tool.parameters)
+    function: JsonValue = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
