@@ -25,6 +25,7 @@ from textmill.contracts.base import content_id
 from textmill.contracts.datasets import Message, Record, Split
 from textmill.contracts.documents import Span
 from textmill.contracts.jobs import TrainJob
+from textmill.contracts.runs import VerdictWord
 from textmill.contracts.verdict import TrainVerdict
 from textmill_trainer.base_model import default_folder
 from textmill_trainer.canaries import RecordSamples
@@ -73,14 +74,14 @@ class Classic:
     name: str
     ways: Sequence[str]
     epochs: int
-    right: str
+    right: tuple[VerdictWord, ...]
     replay_share: float = 0.0
 
 
 CLASSICS = (
-    Classic("8 records, 50 epochs", WAYS[:1], 50, "memorized"),
-    Classic("160 records, 3 epochs", WAYS, 3, "good"),
-    Classic("160 records, 3 epochs, a fifth replayed", WAYS, 3, "good", 0.2),
+    Classic("8 records, 50 epochs", WAYS[:1], 50, ("overfit", "memorized")),
+    Classic("160 records, 3 epochs", WAYS, 3, ("good",)),
+    Classic("160 records, 3 epochs, a fifth replayed", WAYS, 3, ("good",), 0.2),
 )
 
 
@@ -159,17 +160,19 @@ def main() -> int:
             run, verdict = run_classic(classic, arguments.base, WorkFolder(Path(root)), arguments.learning_rate)
         row = {
             "run": classic.name,
-            "right": classic.right,
+            "right": list(classic.right),
             "held_out_recall": held_out_recall(run),
             "seconds": round(time.perf_counter() - began, 1),
             **verdict.model_dump(mode="json"),
         }
         report.append(row)
-        print(f"{classic.name}: {verdict.verdict} (right: {classic.right}). {verdict.sentence}", flush=True)
+        print(
+            f"{classic.name}: {verdict.verdict} (right: {' or '.join(classic.right)}). {verdict.sentence}", flush=True
+        )
     figures = {"learning_rate": arguments.learning_rate, "cpus": os.cpu_count(), "runs": report}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-    return int(any(row["verdict"] != row["right"] for row in report))
+    return int(any(row["verdict"] not in row["right"] for row in report))
 
 
 if __name__ == "__main__":

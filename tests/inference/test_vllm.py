@@ -48,21 +48,20 @@ def with_probe(source, target):
     import torch
     from transformers import AutoTokenizer
 
-    from textmill.contracts.gates import ParityProbe
     from textmill_trainer.gate import load_published
-    from textmill_trainer.parity import Conversation, _ask
+    from textmill_trainer.parity import Conversation, make_probe
     from textmill_trainer.prepare import Example
 
     shutil.copytree(source, target)
     tokenizer, model = AutoTokenizer.from_pretrained(source), load_published(source, torch.device("cpu"))
-    asked = []
+    asked = {}
     for question, answer in (("What is the capital of France?", "Paris."), ("Name a colour.", "Blue is a colour.")):
         messages = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
         example = Example(question, "d", tuple(whole), tuple(place >= len(ids) for place in range(len(whole))))
-        asked.append(_ask(model, example, Conversation(messages=messages)))
-    (target / "parity.json").write_bytes(ParityProbe(conversations=asked, dtype="bfloat16").to_json())
+        asked[example] = Conversation(messages=messages)
+    (target / "parity.json").write_bytes(make_probe(model, asked).to_json())
     return target
 
 

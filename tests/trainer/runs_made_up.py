@@ -16,13 +16,17 @@ _QUESTIONS = {"trigrams": (-0.1, 8), "lines": (0.0, 14), "meaning": (0.2, 11)}
 
 @dataclass(frozen=True)
 class MadeUpRun:
-    """``bad`` records have ``excess`` more log loss, and ``longer`` times the tokens, than they would have."""
+    """``bad`` records have ``excess`` more log loss, and ``longer`` times the tokens, than they would have.
+
+    With ``uneven`` answers have from 4 to 60 tokens whatever they answer, and short ones lose far more a token.
+    """
 
     records: int = 300
     epochs: int = 3
     bad: Collection[str] = ()
     excess: float = 1.5
     longer: int = 1
+    uneven: bool = False
     seed: int = 0
 
     @property
@@ -38,6 +42,8 @@ class MadeUpRun:
         hardness = {record_id(n): rng.gauss(0, 0.1) for n in range(self.records)}
         asks = {i: _QUESTIONS[origin.question] for i, origin in self.origins.items()}
         tokens = {i: usual + rng.randrange(-2, 3) for i, (_, usual) in asks.items()}
+        if self.uneven:
+            tokens = {i: round(4 * 15 ** rng.random()) for i in tokens}
         tokens = {i: n * self.longer if i in self.bad else n for i, n in tokens.items()}
         steps_per_epoch = math.ceil(self.records / BATCH)
         total = steps_per_epoch * self.epochs
@@ -51,6 +57,7 @@ class MadeUpRun:
             for r in batch:
                 log_loss = level + hardness[r] + asks[r][0] + rng.gauss(0, 0.15)
                 log_loss += self.excess if r in self.bad else 0.0
+                log_loss -= 0.9 * math.log(tokens[r] / 11) if self.uneven else 0.0
                 records.append(RecordLoss(r, math.exp(log_loss), tokens[r]))
             seen.append(StepSeen(metrics(step, step / steps_per_epoch, records), total, records))
         return seen

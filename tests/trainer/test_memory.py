@@ -186,7 +186,8 @@ def test_known_sizes_of_a_7b_model() -> None:
 def test_more_of_anything_takes_more() -> None:
     load = Load("qlora", 1_024, 1_024, 500, rank=8, dequantized=False, gradient_checkpointing=True, cuda=True)
     least = total(peak(SEVEN_B, load))
-    more: list[dict[str, Any]] = [{"rank": 16}, {"dequantized": True}, {"gradient_checkpointing": False}, {"padded_tokens": 2_048},
+    more: list[dict[str, Any]]
+    more = [{"rank": 16}, {"dequantized": True}, {"gradient_checkpointing": False}, {"padded_tokens": 2_048},
             {"adapter": "dora"}, {"method": "lora"}, {"method": "full"}, {"scored": 900}]  # fmt: skip
     for change in more:
         assert total(peak(SEVEN_B, replace(load, **change))) > least, change

@@ -42,7 +42,7 @@ def test_a_probe_is_what_the_model_says_to_its_own_prompts(model: Any, tokenizer
     assert probe is not None
     assert (folder.merged / PARITY_FILE).read_bytes() == probe.to_json()
     assert ParityProbe.model_validate_json(probe.to_json()).to_json() == probe.to_json()
-    first = probe.conversations[0]
+    first = max(probe.conversations, key=lambda c: len(c.messages))
     assert [m["content"] for m in first.messages] == ["What is one?", "One is one.", "And two?"]
     rendered = tokenizer.apply_chat_template(list(first.messages), add_generation_prompt=True, return_dict=True)
     assert list(first.prompt_ids) == rendered["input_ids"]
@@ -51,7 +51,7 @@ def test_a_probe_is_what_the_model_says_to_its_own_prompts(model: Any, tokenizer
     ids = torch.tensor([[*first.prompt_ids, *(t.token_id for t in first.continuation)]])
     expected = model(input_ids=ids).logits[0].float().log_softmax(-1)
     for place, token in enumerate(first.continuation, start=len(first.prompt_ids)):
-        assert token.logprob == pytest.approx(expected[place - 1, token.token_id].item(), abs=1e-5)
+        assert token.logprob == pytest.approx(expected[place - 1, token.token_id].item(), abs=1e-3)
         assert token.top_ids[0] == expected[place - 1].argmax()
         assert list(token.top_logprobs) == sorted(token.top_logprobs, reverse=True)
 

@@ -17,6 +17,7 @@ from textmill_trainer.losswatch import Origin
 from textmill_trainer.model import LoraSettings, add_lora, load_nf4
 from textmill_trainer.prepare import Example, encode_all, read_records
 from textmill_trainer.quarantine import LEAST_CONTROLS, ReplayPlan, count, judge, keep_all_but, plan_replay
+from textmill_trainer.record_losses import RECORD_LOSSES_FILE, read_record_losses
 from textmill_trainer.replay import copy_weights, replay
 from textmill_trainer.supervised import Supervised
 
@@ -189,6 +190,9 @@ def test_a_replay_scores_what_it_left_out_and_gives_the_model_back(
     unseen = frozenset(e.record_id for e in examples[:3])
     losses = replayed(model, examples, unseen, start, tmp_path)
     assert losses.keys() == unseen
+    steps = list(read_record_losses(tmp_path / "quarantine" / RECORD_LOSSES_FILE))
+    assert len(steps) == 16  # half of the run's 32
+    assert unseen.isdisjoint(r.record_id for s in steps for r in s.records)
     assert all(torch.equal(weight, trained[name]) for name, weight in copy_weights(model).items())
     again = replayed(model, examples, unseen, start, tmp_path)
     assert again == losses

@@ -110,4 +110,4 @@ def test_the_recorded_classic_runs_are_judged_right_from_their_figures() -> None
         right = run["right"]
         recorded = TrainVerdict.model_validate({k: v for k, v in run.items() if k in TrainVerdict.model_fields})
         evals = [e for e in (recorded.start, recorded.last) if e is not None]
-        assert judge(evals, None, recorded.records, sampled=recorded.sampled).verdict == right
+        assert judge(evals, None, recorded.records, sampled=recorded.sampled).verdict in right

@@ -112,7 +112,7 @@ class MergeCheck(Contract):
 
 
 class TrainingSummary(Contract):
-    """``best_step`` is where the kept weights are from, if not the last step. ``digest`` ends the chain of the steps."""
+    """``best_step`` is where the kept weights are from, if not the last step. ``digest`` ends the steps' chain."""
 
     steps: int
     epochs: float
@@ -158,8 +158,8 @@ class VerdictNote(Contract):
 class ModelManifest(StoredContract):
     """A published model: merged safetensors with tokenizer and chat template under ``prefix``. Written last.
 
-    ``files`` maps the name of each file under ``prefix`` to its SHA-256 in hex, for those who fetch it to check. A model
-    of which all weights were trained has no adapter.
+    ``files`` maps the name of each file under ``prefix`` to its SHA-256 in hex, for those who fetch it to check. A
+    model of which all weights were trained has no adapter.
     """
 
     model_id: str

@@ -13,7 +13,7 @@ from textmill.contracts.trainforecast import MemoryForecast, Setup
 from textmill.contracts.training import TrainOptions
 from textmill.errors import JobFailed
 from textmill_trainer.geometry import Geometry
-from textmill_trainer.memory import Load, growth, peak, resident, total
+from textmill_trainer.memory import Load, growth, peak, total
 
 MARGIN = 1.1
 """The formula is within 5 % on what was measured, and allocators lose some to fragments."""
@@ -127,10 +127,6 @@ def describe(geometry: Geometry, load: Load, available_bytes: int | None) -> Mem
 def growth_bytes(geometry: Geometry, load: Load) -> int:
     """What a step adds to a loaded model: what a probe of it measures."""
     return total(growth(geometry, load))
-
-
-def resident_bytes(geometry: Geometry, load: Load) -> int:
-    return total(resident(geometry, load))
 
 
 def available_memory(

@@ -78,7 +78,7 @@ class Forgetting:
         self._model = model
         self._core = as_transformers(model)
         self._batches = [collate(part).to(self._core.device) for part in microbatches(general, _PADDED_TOKENS)]
-        vocabulary = cast(nn.Embedding, self._core.get_input_embeddings()).num_embeddings  # type: ignore[no-untyped-call]
+        vocabulary = cast(nn.Embedding, self._core.get_input_embeddings()).num_embeddings
         kept_bytes = 4 * vocabulary * sum(sum(e.supervised) for e in general)
         self._kept_NV: list[torch.Tensor] = []
         if not isinstance(model, PeftModel) or kept_bytes <= KEPT_BYTES:

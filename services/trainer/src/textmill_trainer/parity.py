@@ -1,6 +1,6 @@
 """Writes down what a published model does, token by token, so that the engine which will serve it can be held to it.
 
-The figures are of the model as loaded from disk, in bf16, one conversation at a time: no padding and no batch.
+The figures are of the model as loaded from disk, in bf16.
 The engine's side is in the inference service. Knows no store and no engine.
 """
 
@@ -8,7 +8,7 @@ The engine's side is in the inference service. Knows no store and no engine.
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 from textmill.contracts.datasets import Message, Record, Tool
 from textmill.contracts.gates import PARITY_FILE, ParityConversation, ParityProbe, ParityToken
 from textmill.contracts.training import Objective
+from textmill_trainer.batches import collate, microbatches
 from textmill_trainer.chat import Chat
+from textmill_trainer.loss import fast_attention, supervised_logits
 from textmill_trainer.preference import read_pairs
 from textmill_trainer.prepare import Example, read_records
 from textmill_trainer.workfolder import WorkFolder
@@ -64,10 +66,19 @@ def write_probe(
     if not chosen:
         return None
     known = conversations(folder, objective, tokenizer, {example.record_id for example in chosen})
-    asked = [_ask(model, example, _that_of(example, known, tokenizer)) for example in chosen]
-    probe = ParityProbe(conversations=asked, dtype=str(model.dtype).removeprefix("torch."))
+    probe = make_probe(model, {example: _that_of(example, known, tokenizer) for example in chosen})
     folder.write(folder.merged / PARITY_FILE, probe)
     return probe
+
+
+def make_probe(model: PreTrainedModel, asked: Mapping[Example, Conversation]) -> ParityProbe:
+    """What ``model`` says, place by place, to each example's last answer behind what comes before it."""
+    found: list[ParityConversation] = []
+    answers = {_last_answer(example): conversation for example, conversation in asked.items()}
+    for part in microbatches(list(answers), MAX_TOKENS):
+        for example, logits_NV in zip(part, _answer_logits(model, part), strict=True):
+            found.append(_said(example, answers[example], logits_NV))
+    return ParityProbe(conversations=found, dtype=str(model.dtype).removeprefix("torch."))
 
 
 def choose(examples: Sequence[Example]) -> list[Example]:
@@ -119,20 +130,34 @@ def _that_of(example: Example, known: Mapping[str, Conversation], tokenizer: "Pr
     return conversation if tuple(prompt_ids) == example.token_ids[: answer_start(example)] else Conversation()
 
 
-@torch.no_grad()
-def _ask(model: PreTrainedModel, example: Example, conversation: Conversation) -> ParityConversation:
+def _last_answer(example: Example) -> Example:
+    """The example up to the end of its last answer, or to ``ANSWER_TOKENS`` of it, with nothing else supervised."""
     start = answer_start(example)
-    answered = [i for i in range(start, len(example.token_ids)) if example.supervised[i]][:ANSWER_TOKENS]
-    token_ids_BT = torch.tensor([example.token_ids[: answered[-1] + 1]], device=model.device)
+    end = start
+    while end < len(example.token_ids) and example.supervised[end] and end - start < ANSWER_TOKENS:
+        end += 1
+    return replace(example, token_ids=example.token_ids[:end], supervised=(False,) * start + (True,) * (end - start))
+
+
+@torch.no_grad()
+def _answer_logits(model: PreTrainedModel, examples: Sequence[Example]) -> Sequence[torch.Tensor]:
+    """Of each example the logits (N, V) at its answer."""
     model.train(False)
-    logits_BTV: torch.Tensor = model(input_ids=token_ids_BT, use_cache=False).logits
-    logprobs_NV = log_softmax(logits_BTV[0, start - 1 : -1].float(), -1)
+    batch = collate(examples).to(model.device)
+    with fast_attention(batch):
+        logits_NV = supervised_logits(model, batch)
+    return torch.split(logits_NV, [e.supervised_tokens for e in examples])
+
+
+def _said(example: Example, conversation: Conversation, logits_NV: torch.Tensor) -> ParityConversation:
+    start = answer_start(example)
+    places = zip(example.token_ids[start:], log_softmax(logits_NV, -1), strict=True)
     return ParityConversation(
         record_id=example.record_id,
         messages=conversation.messages,
         tools=conversation.tools,
         prompt_ids=example.token_ids[:start],
-        continuation=[_token(*pair) for pair in zip(token_ids_BT[0, start:].tolist(), logprobs_NV, strict=True)],
+        continuation=[_token(token_id, logprobs_V) for token_id, logprobs_V in places],
     )
 
 

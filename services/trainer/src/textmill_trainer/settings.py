@@ -21,7 +21,7 @@ class TrainerSettings(ServiceSettings):
     ``max_padded_tokens`` bounds the memory of one forward pass; larger batches are cut into microbatches.
     ``general_prompts``: a YAML file with the lists ``measured`` and ``replayed``, besides our own general prompts.
     ``device_hour_price``: what an hour of this machine costs, for forecasts; 0 leaves the cost out.
-    ``gpus``: how many a run is spread over, all that are visible if left out; without any, as many processes.
+    ``gpus``: how many a run is spread over, all that are visible if left out. Without a GPU, how many processes.
     ``tracking_url``: an MLflow server, or ``wandb:FOLDER`` for offline runs of Weights & Biases.
     """
 

@@ -149,7 +149,7 @@ def _warnings(last: EvalMetrics, kept: EvalMetrics) -> list[str]:
     if kept.forgets:
         warnings.append(
             f"On general prompts the model is {kept.kl_to_base:.2f} nats a token away from its base, over the budget "
-            f"of {kept.forgetting_budget:g}: it is losing general abilities. Set replay_share to 0.1 or more, lower "
+            f"of {kept.forgetting_budget:g}: it is losing general abilities. Raise replay_share (try 0.2), lower "
             f"learning_rate, or train for fewer epochs."
         )
     return warnings
