@@ -1,6 +1,6 @@
 """Plants the owner's format slips into the demo's data, trains the real small model, and counts what the watch finds.
 
-    python bench/losswatch.py [--cases wordings-1 clean-wordings ...]
+    python bench/losswatch.py [--cases wordings-21 wordings-clean ...]
 
 Three kinds of data, none written by an LLM: facts asked in many wordings of which single rows slipped; facts asked
 once, in English and Chinese; and facts whose answer slipped before it was copied to its wordings, as happened to the
@@ -75,14 +75,14 @@ def copied() -> list[Record]:
 def cases() -> dict[str, Callable[[], Planted]]:
     """Seeds that nothing was tuned on."""
     return {
-        "wordings-11": lambda: plant(wordings(), SHARE, "row", 11),
-        "wordings-12": lambda: plant(wordings(), SHARE, "row", 12),
+        "wordings-21": lambda: plant(wordings(), SHARE, "row", 21),
+        "wordings-22": lambda: plant(wordings(), SHARE, "row", 22),
         "wordings-clean": lambda: Planted(wordings(), {}),
-        "once-11": lambda: plant(once(), SHARE, "row", 11),
-        "once-12": lambda: plant(once(), SHARE, "row", 12),
+        "once-21": lambda: plant(once(), SHARE, "row", 21),
+        "once-22": lambda: plant(once(), SHARE, "row", 22),
         "once-clean": lambda: Planted(once(), {}),
-        "copied-11": lambda: plant(copied(), SHARE, "fact", 11),
-        "copied-12": lambda: plant(copied(), SHARE, "fact", 12),
+        "copied-21": lambda: plant(copied(), SHARE, "fact", 21),
+        "copied-22": lambda: plant(copied(), SHARE, "fact", 22),
     }
 
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def throughput(store: Store, findings: Findings, options: argparse.Namespace) ->
             findings.note("throughput cold", **_speed(llm, cold))
             llm.count_anew()
             warm = _speed(llm, worker.do(jobs[1]))
-            findings.note("throughput warm", **warm)
+            sustained = _sustained(store, options.rows)
+            findings.note("throughput warm", **warm, sustained_rows_per_s=round(sustained, 1))
     findings.goal(f"RSS at {options.rows} passages", f"{cold.rss_mb:.0f} MB", "< 400 MB", cold.rss_mb < 400)
-    share = warm["share_of_ideal"]
-    findings.goal("throughput, warm, of the ideal 1000 rows/s", f"{share:.1%}", ">= 95 %", share >= 0.95)
+    share = sustained / AT_ONCE * LATENCY_S
+    findings.goal("throughput with 1,000 under way, of the ideal 1000 rows/s", f"{share:.1%}", ">= 95 %", share >= 0.95)
     _peers("throughput", min(options.rows, 2_000), {"latency": LATENCY_S}, 60.0, 120.0, findings, options)
 
 
@@ -108,6 +110,18 @@ def _speed(llm: FaultLlm, done: Done) -> dict[str, Any]:
         "most_at_once": stats["most_at_once"],
         "rss_mb": round(done.rss_mb, 1),
     }
+
+
+def _sustained(store: Store, rows: int) -> float:
+    """Rows a second while all permits are in use: of the last job, but for its first and last round of permits.
+
+    From an answer to the one so many places later as there are permits is one round, whatever the permits' order.
+    """
+    opened = store.open()
+    lines = (line for item in opened.list("ledger/") for line in opened.get(item.key).splitlines())
+    times = sorted(datetime.fromisoformat(json.loads(line)["created_at"]) for line in lines)[-rows:]
+    first, last = AT_ONCE - 1, rows - AT_ONCE - 1
+    return (last - first) / (times[last] - times[first]).total_seconds()
 
 
 def faults(store: Store, findings: Findings, options: argparse.Namespace) -> None:

@@ -9,7 +9,15 @@ from textmill.contracts.base import new_id
 from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManifest, RungYield
 from textmill.contracts.jobs import CorpusJob, JobView, Result
 from textmill.contracts.runs import EvalMetrics, StepMetrics
-from textmill.contracts.serving import Answer, EvaluationReport, LoadLevel, LoadtestReport, ModelScore, Percentiles
+from textmill.contracts.serving import (
+    Answer,
+    EvaluationReport,
+    LoadLevel,
+    LoadtestReport,
+    ModelScore,
+    Percentiles,
+    TaskScore,
+)
 from textmill.contracts.verdict import DocumentGap, TrainVerdict
 from textmill_cli.report import Findings, as_json, write
 
@@ -80,7 +88,11 @@ def findings() -> Findings:
             perplexity_after=1.45,
         ),
         evaluation=EvaluationReport(
-            evaluation_id="e", dataset_id="d", before=score("base", False), after=score("tuned", True)
+            evaluation_id="e",
+            dataset_id="d",
+            before=score("base", False),
+            after=score("tuned", True),
+            tasks=[TaskScore(task="gsm8k", metric="exact_match", before=0.125, after=0.25)],
         ),
         loadtest=LoadtestReport(loadtest_id="l", target="http://127.0.0.1", model="tuned", levels=levels),
     )
@@ -112,6 +124,7 @@ def test_the_page_shows_plots_rejects_and_answers_and_escapes_them(tmp_path: Pat
     assert "again again &lt;script&gt;" in page
     assert "&lt;b&gt;y&lt;/b&gt;" in page
     assert "repetition 2" in page
+    assert '<td>gsm8k</td><td>exact_match</td><td class="n">0.125</td><td class="n">0.250</td>' in page
     assert json.loads((tmp_path / "report.json").read_text())["loadtest"]["levels"][1]["concurrency"] == 2
 
 

@@ -39,7 +39,7 @@ class MadeUpRun:
 
     def steps(self) -> list[StepSeen]:
         rng = random.Random(self.seed)
-        hardness = {record_id(n): rng.gauss(0, 0.1) for n in range(self.records)}
+        hardness = {record_id(n): rng.gauss(0, 0.05) for n in range(self.records)}
         asks = {i: _QUESTIONS[origin.question] for i, origin in self.origins.items()}
         tokens = {i: usual + rng.randrange(-2, 3) for i, (_, usual) in asks.items()}
         if self.uneven:

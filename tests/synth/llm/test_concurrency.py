@@ -46,7 +46,7 @@ def test_it_doubles_in_a_round_and_stops_at_the_ceiling() -> None:
         await task
         return limits
 
-    assert run(work()) == [64, 128, 256, 256, 256, 256]
+    assert run(work()) == [128, 256, 256, 256, 256, 256]
 
 
 def test_it_does_not_grow_where_it_is_not_used() -> None:

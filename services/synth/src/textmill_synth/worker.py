@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,11 @@ from textmill_synth.topics import validate_question_sets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_PASSAGES_AHEAD = 4
-"""Passages in hand per permit: so that one slow call at the head doesn't leave the others without work."""
+_PASSAGES_AHEAD = 2
+"""Passages in hand per permit: while some wait before a next try, others have work. More of them would be prepared
+before the first answers are looked at."""
+_SWITCH_S = 0.0005
+"""How long the thread that writes may keep the event loop from its turn; by default ten times as long."""
 _OBJECTS_A_COLLECTION = 50_000
 """New objects between two collections: some 10 MB of garbage at most."""
 
@@ -58,6 +62,7 @@ class SynthHandler:
         held_back = eval_documents(corpus.manifest.document_ids, job.eval_fraction, job.seed)
         augmentation = Augmentation(held_back, job.system_prompt)
         with (
+            soon_switched(),
             seldom_collected(),
             tempfile.TemporaryDirectory(prefix="textmill-synth-") as folder,
             DatasetWriter(context.store, documents, augmentation, job, tally, Path(folder)) as writer,
@@ -119,6 +124,17 @@ def _write(writer: DatasetWriter, batch: list[list[Settled]]) -> None:
 def run_until_stopped(work: Coroutine[None, None, T], context: JobContext) -> T:
     """Run the work on an event loop of its own."""
     return uvloop.run(until_stopped(work, context))
+
+
+@contextmanager
+def soon_switched() -> Iterator[None]:
+    """Have threads take turns often meanwhile: with 1,000 calls in flight 1 % more answers a second."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 PEERS = 40
 """Enough for a median, few enough that they are of one time."""
-FIRST_PASS_WEIGHT = 0.5
-"""Of the others' weight. In the first pass all records are strange to the model, late ones less than early ones."""
+MOST_OF_A_PASS = 6.0
+"""Robust deviations above its peers that one pass can count. A slip stands out in each; late in a run, when nearly all
+is learnt, a good record can be forgotten for once, and be far above peers that all have next to nothing."""
 _REACH = 256
 _BLOCK = 256
 """Peers are looked for among so many sightings before and after a block, so a large dataset costs no more a record."""
@@ -65,7 +66,6 @@ def standings(sightings: Sequence[Sighting], questions: Mapping[str, str]) -> di
     """
     found = {s.record_id: Standing(0.0) for s in sightings}
     deviations: dict[str, list[tuple[float, float]]] = {record_id: [] for record_id in found}
-    weights: dict[str, list[float]] = {record_id: [] for record_id in found}
     for epoch in sorted({s.epoch for s in sightings}):
         seen = sorted((s for s in sightings if s.epoch == epoch), key=lambda s: s.step)
         expected, strange, heavy = _one_pass(seen, [questions.get(s.record_id, "") for s in seen])
@@ -75,8 +75,7 @@ def standings(sightings: Sequence[Sighting], questions: Mapping[str, str]) -> di
             standing.expected.append(float(expected[n]))
             standing.above.append(float(strange[n]))
             deviations[sighting.record_id].append((float(strange[n]), float(heavy[n])))
-            weights[sighting.record_id].append(FIRST_PASS_WEIGHT if epoch == 0 else 1.0)
-    means = np.array([np.average(deviations[i], axis=0, weights=weights[i]) for i in found])
+    means = np.array([np.minimum(deviations[i], MOST_OF_A_PASS).mean(axis=0) for i in found])
     centred = means - np.median(means, axis=0)
     scores = np.max([measure / spread(measure) for measure in centred.T], axis=0)
     for standing, score in zip(found.values(), scores, strict=True):

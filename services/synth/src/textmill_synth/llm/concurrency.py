@@ -26,7 +26,7 @@ from typing import Literal
 
 Outcome = Literal["ok", "fault", "neutral"]
 """``neutral`` says nothing about load: a call that was cancelled, or a request the endpoint refused as wrong."""
-FIRST_LIMIT = 32
+FIRST_LIMIT = 64
 _FEWEST_IN_ROUND = 16
 _TAKEN_BY_A_FAULT = 2.0
 _WORTHWHILE_GAIN = 1.1
