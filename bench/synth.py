@@ -86,11 +86,14 @@ def throughput(store: Store, findings: Findings, options: argparse.Namespace) ->
             findings.note("throughput cold", **_speed(llm, cold))
             llm.count_anew()
             warm = _speed(llm, worker.do(jobs[1]))
-            sustained = _sustained(store, options.rows)
-            findings.note("throughput warm", **warm, sustained_rows_per_s=round(sustained, 1))
+            sustained, latency_s = _sustained(store, options.rows), llm.stats()["mean_open_s"]
+            figures = {"sustained_rows_per_s": round(sustained, 1), "server_latency_s": latency_s}
+            findings.note("throughput warm", **warm, **figures)
     findings.goal(f"RSS at {options.rows} passages", f"{cold.rss_mb:.0f} MB", "< 400 MB", cold.rss_mb < 400)
-    share = sustained / AT_ONCE * LATENCY_S
-    findings.goal("throughput with 1,000 under way, of the ideal 1000 rows/s", f"{share:.1%}", ">= 95 %", share >= 0.95)
+    # What 1,000 calls at once can bring from a server that takes so long, by its own clock (Little's law).
+    ideal = AT_ONCE / latency_s
+    share = sustained / ideal
+    findings.goal(f"rows/s with 1,000 under way, of the ideal {ideal:.0f}", f"{share:.1%}", ">= 95 %", share >= 0.95)
     _peers("throughput", min(options.rows, 2_000), {"latency": LATENCY_S}, 60.0, 120.0, findings, options)
 
 

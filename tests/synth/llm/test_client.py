@@ -137,7 +137,7 @@ def test_some_that_are_told_to_wait_hold_nobody_else() -> None:
 
     endpoint = VirtualEndpoint(reply)
     assert {type(answer) for answer in run(work())} == {Completion}
-    assert len([time for time in endpoint.began if time < 20]) == 100, "all, the eight that are turned away included"
+    assert len([time for time in endpoint.began if time < 20]) == 100, "all, those that are turned away included"
 
 
 def test_the_second_endpoint_answers_while_the_first_is_down() -> None:

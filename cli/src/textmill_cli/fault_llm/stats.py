@@ -22,6 +22,9 @@ class Stats:
     most_at_once: int = 0
     most_in_a_minute: int = 0
     longest_open_s: float = 0.0
+    closed: int = 0
+    closed_open_s: float = 0.0
+    """How long those closed were open, in all."""
     first_opened: float | None = None
     last_closed: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -51,7 +54,10 @@ class Stats:
         return number
 
     def close(self, number: int, now: float) -> None:
-        self.longest_open_s = max(self.longest_open_s, now - self._open.pop(number))
+        open_s = now - self._open.pop(number)
+        self.longest_open_s = max(self.longest_open_s, open_s)
+        self.closed += 1
+        self.closed_open_s += open_s
         self.last_closed = now
 
     def report(self, now: float) -> dict[str, JsonValue]:
@@ -69,6 +75,7 @@ class Stats:
             "most_in_a_minute": self.most_in_a_minute,
             "per_minute": [self.per_minute[minute] for minute in range(last + 1)],
             "longest_open_s": round(max(self.longest_open_s, open_s), 3),
+            "mean_open_s": round(self.closed_open_s / self.closed, 4) if self.closed else 0.0,
             "tries": dict(self.tries),
             "answered": dict(self.answered),
         }

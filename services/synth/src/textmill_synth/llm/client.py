@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from textmill.contracts.datasets import Message
 from textmill.errors import DependencyDown
 from textmill_synth.llm.breaker import Breaker
-from textmill_synth.llm.concurrency import Concurrency, Outcome
+from textmill_synth.llm.concurrency import FIRST_LIMIT, Concurrency, Outcome
 from textmill_synth.llm.endpoint import Endpoint
 from textmill_synth.llm.hedging import Stragglers
 from textmill_synth.llm.limits import RateLimits
@@ -22,7 +22,6 @@ LONGEST_HOLD_S = 300.0
 """A ``Retry-After`` beyond this sends the job back to the queue: it isn't worth holding a worker for."""
 _PROBE = ChatRequest("", (Message(role="user", content="Hi"),), 0.0, 1)
 _PROBE_DEADLINE_S = 30.0
-_TRIES_REMEMBERED = 32
 _FAULTS_OF_LOAD = {"llm_timeout", "llm_rate_limited", "llm_server_error", "llm_connection"}
 
 
@@ -55,8 +54,10 @@ class _Lane:
     _turned_away: float = 0.0
 
     def begin(self) -> None:
-        self._begun = self._begun * (1 - 1 / _TRIES_REMEMBERED) + 1
-        self._turned_away *= 1 - 1 / _TRIES_REMEMBERED
+        """What is remembered is about twice as many tries as can be under way: all may be told of at one time."""
+        kept = 1 - 1 / (2 * max(FIRST_LIMIT, self.route.concurrency.limit))
+        self._begun = self._begun * kept + 1
+        self._turned_away *= kept
 
     def turn_away(self) -> None:
         self._turned_away += 1
@@ -157,7 +158,9 @@ class ChatClient:
                 lane.route.concurrency.hold(fault.retry_after_s)
             await asyncio.sleep(fault.retry_after_s)
         else:
-            await asyncio.sleep(patience.delay_s(fault.kind, lane.turns_most_away))
+            # The share of faults known to be bad luck: for these there is nothing to wait for.
+            by_luck = lane.route.concurrency.background
+            await asyncio.sleep(patience.delay_s(fault.kind, lane.turns_most_away) * (1 - by_luck) ** 2)
 
     async def _give_up(self, fault: Fault, lane: _Lane, patience: Patience[_Lane]) -> None:
         """Raises, unless another endpoint may still be asked.
