@@ -192,6 +192,7 @@ class ChatClient:
             concurrency.release(permit, _load(outcome))
         if outcome is not None:
             self._note(lane, outcome)
+        await asyncio.sleep(0)  # whoever got the permit sends first; what came back can wait that long
         return outcome
 
     async def _admitted(self, lane: _Lane, request: ChatRequest) -> bool:
