@@ -35,9 +35,9 @@ from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_cli.local.ports import any_free
 from textmill_cli.local.wait import wait_until
-from textmill_inference.process import GuardedProcess
-from textmill_inference.score import is_correct
-from textmill_inference.vllm_launcher import VllmLauncher
+from textmill_inference.engine.process import GuardedProcess
+from textmill_inference.engine.vllm_launcher import VllmLauncher
+from textmill_inference.evaluation.score import is_correct
 from textmill_synth.export import ParquetFile
 from textmill_synth.sentences import first_sentence
 from textmill_synth.settings import SynthSettings

@@ -7,14 +7,10 @@ once, in English and Chinese; and facts whose answer slipped before it was copie
 owner. 5 % of the answers are slips, each kind in turn. A found record is one in the run's report "anomalies"; a false
 alarm is a good record there. ``clean`` cases have no slip, and must have no suspect. Runs of the same recipe as the
 demo (3 epochs, batch 8, rank 16, learning rate 2e-3), with the replay, which then says confirmed or cleared.
-Writes ``bench/results/losswatch.json`` after each case; cases not named keep the figures they have there. About five
-minutes a case on two quiet cores.
+Writes ``bench/results/losswatch.json`` after each case. About five minutes a case on two quiet cores.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from findings import Findings
 from losswatch_data import Planted, make_records, plant
 
 from textmill.contracts.anomalies import AnomalyReport
@@ -92,13 +89,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/losswatch.json")
     options = parser.parse_args()
     base = ensure_base_model(default_folder())
-    before = json.loads(options.out.read_text())["readings"] if options.out.exists() else []
-    readings = {row["case"]: Found(**row) for row in before}
+    findings, readings = Findings(), []
     for name in options.cases:
-        readings[name] = measure(name, cases()[name](), base)
-        write(options.out, list(readings.values()))
-        print(row(readings[name]), flush=True)
-    return report(list(readings.values()))
+        readings.append(measure(name, cases()[name](), base))
+        findings.note(name, **asdict(readings[-1]))
+    judge(readings, findings)
+    findings.write(options.out, " ".join(["python", "bench/losswatch.py", *sys.argv[1:]]))
+    return 0 if findings.all_hold else 1
 
 
 def measure(name: str, planted: Planted, base: Path) -> Found:
@@ -152,43 +149,16 @@ def train(name: str, records: Sequence[Record], base: Path) -> AnomalyReport:
         return AnomalyReport.model_validate_json(folder.report("anomalies").read_bytes())
 
 
-def report(readings: Sequence[Found]) -> int:
-    goals: list[tuple[str, str, str, bool]] = []
+def judge(readings: Sequence[Found], findings: Findings) -> None:
     for kind in ("wordings", "once", "copied"):
         planted = [r for r in readings if r.case.startswith(kind) and r.planted]
         if planted:
             found = sum(r.found for r in planted) / sum(r.planted for r in planted)
             false = sum(r.false for r in planted) / sum(r.records - r.planted for r in planted)
-            goals.append(
-                (f"{kind}: planted records found", f"{found:.1%}", f">= {FOUND_GOAL:.0%}", found >= FOUND_GOAL)
-            )
-            goals.append((f"{kind}: false alarms", f"{false:.1%}", f"< {FALSE_GOAL:.0%}", false < FALSE_GOAL))
-        clean = [r for r in readings if r.case == f"{kind}-clean"]
-        goals += [(f"{kind}, clean: alarms", str(r.false), "0", r.false == 0) for r in clean]
-    for name, figure, goal, held in goals:
-        print(f"{name:<36} {figure:>8}   goal {goal:<8} {'holds' if held else 'MISSED'}")
-    print(f"{sum(held for *_, held in goals)} of {len(goals)} goals hold")
-    return 0 if all(held for *_, held in goals) else 1
-
-
-def row(r: Found) -> str:
-    return (
-        f"{r.case:<16} {r.records} records, {r.found} of {r.planted} slips found, {r.false} good ones; the replay "
-        f"confirmed {r.confirmed_slips} and {r.confirmed_good}, cleared {r.cleared_slips} and {r.cleared_good}; "
-        f"{r.spikes} spikes; missed {r.missed_by_kind}; {r.seconds:.0f} s"
-    )
-
-
-def write(out: Path, readings: Sequence[Found]) -> None:
-    document = {
-        "command": "make bench-losswatch",
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "goal_found": FOUND_GOAL,
-        "goal_false_alarms": FALSE_GOAL,
-        "readings": [asdict(reading) for reading in readings],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=2) + "\n")
+            findings.goal(f"{kind}: planted records found", f"{found:.1%}", f">= {FOUND_GOAL:.0%}", found >= FOUND_GOAL)
+            findings.goal(f"{kind}: false alarms", f"{false:.1%}", f"< {FALSE_GOAL:.0%}", false < FALSE_GOAL)
+        for reading in (r for r in readings if r.case == f"{kind}-clean"):
+            findings.goal(f"{kind}, clean: alarms", str(reading.false), "0", reading.false == 0)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ own (``bench/.peers``, made on the first run from ``bench/peers/*.txt``), in its
 import argparse
 import io
 import json
-import os
-import platform
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import synth_peers
 import synth_world as world
+from findings import Findings
 from synth_world import Done, FaultLlm, Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,22 +42,6 @@ FIRST = {"faults": 100_000, "kill": 200_000, "increment": 300_000}
 """Where a part's passages begin: parts share a store, and one must not find another's calls in the ledger."""
 
 
-@dataclass
-class Findings:
-    """What was measured, and which goals hold: name, figure, goal, whether it holds."""
-
-    readings: dict[str, Any] = field(default_factory=dict)
-    goals: list[tuple[str, str, str, bool]] = field(default_factory=list)
-
-    def goal(self, name: str, figure: str, goal: str, holds: bool) -> None:
-        self.goals.append((name, figure, goal, holds))
-        print(f"{name:<58} {figure:>14}   goal {goal:<16} {'holds' if holds else 'MISSED'}", flush=True)
-
-    def note(self, name: str, **reading: Any) -> None:
-        self.readings[name] = reading
-        print(f"{name}: {', '.join(f'{key} {value}' for key, value in reading.items())}", flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by name")
@@ -72,8 +54,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="textmill-bench-") as folder, world.object_store(Path(folder)) as store:
         for name in options.parts.split(","):
             PARTS[name](store, findings, options)
-    report(options.out, findings)
-    return 0 if all(holds for *_, holds in findings.goals) else 1
+    findings.write(options.out, " ".join(["python", "bench/synth.py", *sys.argv[1:]]))
+    return 0 if findings.all_hold else 1
 
 
 def throughput(store: Store, findings: Findings, options: argparse.Namespace) -> None:
@@ -248,18 +230,6 @@ def _peers(
     for reading in readings:
         findings.note(f"{part} {reading.peer}", **reading.figures())
     return readings
-
-
-def report(out: Path, findings: Findings) -> None:
-    document = {
-        "command": " ".join(["python", "bench/synth.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "readings": findings.readings,
-        "goals": [dict(zip(("name", "figure", "goal", "holds"), goal, strict=True)) for goal in findings.goals],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"{sum(holds for *_, holds in findings.goals)} of {len(findings.goals)} goals hold")
 
 
 if __name__ == "__main__":

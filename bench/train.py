@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -21,10 +20,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from findings import Findings
 from train_data import long_records, short_records
 from train_peer import Reading, Task, run_until_training
 
@@ -40,22 +40,6 @@ WATCHED_STEPS, WATCHED_PAIRS = 4, 5
 KL_GOAL, TOP1_GOAL, WATCHING_GOAL = 1e-4, 0.995, 0.03
 
 
-@dataclass
-class Findings:
-    """What was measured, and which goals hold: name, figure, goal, whether it holds."""
-
-    readings: dict[str, Any] = field(default_factory=dict)
-    goals: list[tuple[str, str, str, bool]] = field(default_factory=list)
-
-    def goal(self, name: str, figure: str, goal: str, holds: bool) -> None:
-        self.goals.append((name, figure, goal, holds))
-        print(f"{name:<58} {figure:>14}   goal {goal:<16} {'holds' if holds else 'MISSED'}", flush=True)
-
-    def note(self, name: str, **reading: Any) -> None:
-        self.readings[name] = reading
-        print(f"{name}: {', '.join(f'{key} {value}' for key, value in reading.items())}", flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by name")
@@ -66,8 +50,9 @@ def main() -> int:
     findings, began = Findings(), time.monotonic()
     for name in options.parts.split(","):
         PARTS[name](findings, options)
-    report(options.out, findings, time.monotonic() - began)
-    return 0 if all(holds for *_, holds in findings.goals) else 1
+    command = " ".join(["python", "bench/train.py", *sys.argv[1:]])
+    findings.write(options.out, command, seconds=round(time.monotonic() - began))
+    return 0 if findings.all_hold else 1
 
 
 def speed(findings: Findings, options: argparse.Namespace) -> None:
@@ -217,19 +202,6 @@ def stored(records: list[Record]) -> Iterator[Path]:
             for record in records:
                 file.write(record.to_json())
         yield path
-
-
-def report(out: Path, findings: Findings, seconds: float) -> None:
-    document = {
-        "command": " ".join(["python", "bench/train.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "seconds": round(seconds),
-        "readings": findings.readings,
-        "goals": [dict(zip(("name", "figure", "goal", "holds"), goal, strict=True)) for goal in findings.goals],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"{sum(holds for *_, holds in findings.goals)} of {len(findings.goals)} goals hold")
 
 
 if __name__ == "__main__":

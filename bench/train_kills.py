@@ -8,9 +8,7 @@ random weights, and dropout is on, so that the random state counts. Prints each 
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -23,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from findings import Findings  # noqa: E402
 from tests.trainer.conftest import make_tiny_base  # noqa: E402
 from tests.trainer.kills import prepare_run, run_and_kill, run_to_end  # noqa: E402
 
@@ -39,18 +38,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/train_kills.json")
     options = parser.parse_args()
     measured = measure_kills(options.kills)
-    for name, figure, goal, held in measured["goals"]:
-        print(f"{name:<52} {figure:>10}   goal {goal:<10} {'holds' if held else 'MISSED'}")
-    document = {
-        "command": " ".join(["python", "bench/train_kills.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        **measured,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n")
-    held = [held for *_, held in measured["goals"]]
-    print(f"{sum(held)} of {len(held)} goals hold")
-    return 0 if all(held) else 1
+    findings = Findings()
+    for goal in measured.pop("goals"):
+        findings.goal(*goal)
+    findings.write(options.out, " ".join(["python", "bench/train_kills.py", *sys.argv[1:]]), **measured)
+    return 0 if findings.all_hold else 1
 
 
 def measure_kills(kills: int = KILLS) -> dict[str, Any]:

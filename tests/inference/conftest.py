@@ -14,8 +14,8 @@ from aiohttp import web
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from textmill_inference.gateway import Gateway
-from textmill_inference.keys import KeyRing
+from textmill_inference.gateway.app import Gateway
+from textmill_inference.gateway.keys import KeyRing
 
 
 @dataclass

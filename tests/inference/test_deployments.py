@@ -11,8 +11,8 @@ from textmill.contracts.runs import Lineage, MergeCheck, ModelManifest, Training
 from textmill.errors import BadRequest, Cancelled, JobFailed, NotFound, TextmillError
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
-from textmill_inference.deployments import Deployments
-from textmill_inference.engine import ModelFolder
+from textmill_inference.engine.port import ModelFolder
+from textmill_inference.rollout.deployments import Deployments
 
 ONE, TWO = "mdl_" + "1" * 32, "mdl_" + "2" * 32
 

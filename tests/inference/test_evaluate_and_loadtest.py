@@ -14,8 +14,8 @@ from textmill.contracts.serving import EvaluationReport, LoadtestReport
 from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, NotFound
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
-from textmill_inference.evaluate import Evaluator
-from textmill_inference.loadtest import Loadtester, check_job
+from textmill_inference.evaluation.evaluate import Evaluator
+from textmill_inference.loadtest.job import Loadtester, check_job
 
 DATASET = "ds_" + "1" * 32
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from textmill_inference.geometry import same_geometry
+from textmill_inference.engine.geometry import same_geometry
 
 FILES = {
     "config.json": json.dumps(

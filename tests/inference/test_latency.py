@@ -1,4 +1,4 @@
-from textmill_inference.latency import Latencies
+from textmill_inference.loadtest.latency import Latencies
 
 
 def sample(*values):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from textmill.errors import JobFailed
-from textmill_inference import lm_eval
+from textmill_inference.evaluation import lm_eval
 
 installed = importlib.util.find_spec("lm_eval") is not None
 TASK = """

@@ -5,7 +5,7 @@ import pytest
 from textmill.contracts.runs import Lineage, MergeCheck, ModelManifest, TrainingSummary
 from textmill.errors import JobFailed, NotFound
 from textmill.store import MemoryStore
-from textmill_inference.model_cache import fetch, prune, read_manifest
+from textmill_inference.rollout.model_cache import fetch, prune, read_manifest
 
 MODEL = "mdl_" + "1" * 32
 

@@ -12,10 +12,10 @@ from tests.inference.test_supervisor import running as is_running
 
 from textmill.contracts.gates import ParityCheck, ParityProbe, ParityToken
 from textmill.errors import JobFailed
-from textmill_inference.engine import ModelFolder
-from textmill_inference.openai_api import EngineApi
-from textmill_inference.parity import TIE_NATS, Tally, _compare_answer, compare, refusal
-from textmill_inference.supervisor import LocalEngine
+from textmill_inference.engine.openai_api import EngineApi
+from textmill_inference.engine.parity import TIE_NATS, Tally, _compare_answer, compare, refusal
+from textmill_inference.engine.port import ModelFolder
+from textmill_inference.engine.supervisor import LocalEngine
 
 
 def model(tmp_path, name, shape=1, published="1", **files):

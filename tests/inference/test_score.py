@@ -2,7 +2,7 @@
 
 import pytest
 
-from textmill_inference.score import is_correct
+from textmill_inference.evaluation.score import is_correct
 
 RIGHT = [
     ("Hexagram 7 has six lines.", ["six lines"]),

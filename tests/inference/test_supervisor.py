@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from textmill.errors import JobFailed
-from textmill_inference.engine import AttachedEngine, ModelFolder
-from textmill_inference.process import GuardedProcess
-from textmill_inference.supervisor import Care, LocalEngine
+from textmill_inference.engine.port import AttachedEngine, ModelFolder
+from textmill_inference.engine.process import GuardedProcess
+from textmill_inference.engine.supervisor import Care, LocalEngine
 
 HERE = Path(__file__).parent
 QUICK = Care(
@@ -189,7 +189,7 @@ def test_the_engine_dies_with_its_parent(tmp_path, waits):
     """Even if the parent is killed with SIGKILL and can clean up nothing."""
     one = model(tmp_path, "one")
     program = (
-        "import sys, time; from pathlib import Path; from textmill_inference.process import GuardedProcess\n"
+        "import sys, time; from pathlib import Path; from textmill_inference.engine.process import GuardedProcess\n"
         f"p = GuardedProcess([sys.executable, {str(HERE / 'stand_in_engine.py')!r}, {str(one.path)!r}, 'm', '0'],"
         f" {{}}, Path({str(tmp_path / 'log')!r}), 1.0)\n"
         "time.sleep(60)"

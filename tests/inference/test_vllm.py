@@ -14,13 +14,13 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
 from textmill.errors import JobFailed
-from textmill_inference.engine import ModelFolder
-from textmill_inference.gateway import Gateway
-from textmill_inference.keys import KeyRing
-from textmill_inference.parity import MIN_TOP1
+from textmill_inference.engine.parity import MIN_TOP1
+from textmill_inference.engine.port import ModelFolder
+from textmill_inference.engine.supervisor import Care, LocalEngine
+from textmill_inference.engine.vllm_launcher import VllmLauncher
+from textmill_inference.gateway.app import Gateway
+from textmill_inference.gateway.keys import KeyRing
 from textmill_inference.settings import InferenceSettings
-from textmill_inference.supervisor import Care, LocalEngine
-from textmill_inference.vllm_launcher import VllmLauncher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAME = "real"

@@ -100,7 +100,7 @@ def kept_for_backward(model: Any, rows: int, length: int, scored: int) -> int:
     supervised[:, -scored:] = True
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda held: held.tensor):
-        held_loss = loss.supervised_loss_sum(plain_model(model), Batch(token_ids, supervised))
+        held_loss = loss.supervised_losses(plain_model(model), Batch(token_ids, supervised)).sum()
     storages = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in alive}
     held_loss.backward()  # type: ignore[no-untyped-call]
     return sum(size for pointer, size in storages.items() if pointer not in own)

@@ -13,7 +13,7 @@ from tests.trainer.conftest import make_records
 from textmill.errors import JobFailed
 from textmill_trainer.batches import collate
 from textmill_trainer.loop import plain_model
-from textmill_trainer.loss import supervised_logits, supervised_loss_sum
+from textmill_trainer.loss import supervised_logits, supervised_losses
 from textmill_trainer.model import (
     LoraSettings,
     add_lora,
@@ -84,7 +84,7 @@ def test_the_adapters_start_follows_from_the_seed(tiny_base: Path) -> None:
 
 def test_loss_by_chunks_is_the_plain_loss(tiny_base: Path, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     core = load_nf4(tiny_base, CPU)
-    whole = supervised_loss_sum(core, batch)
+    whole = supervised_losses(core, batch).sum()
     logits_BTV = core(input_ids=batch.token_ids_BT, use_cache=False).logits.float()
     shown = batch.supervised_BT[:, 1:]
     plain = torch.nn.functional.cross_entropy(
@@ -92,7 +92,7 @@ def test_loss_by_chunks_is_the_plain_loss(tiny_base: Path, batch: Any, monkeypat
     )
     monkeypatch.setattr("textmill_trainer.loss.CHUNK_POSITIONS", 5)
     assert whole.item() == pytest.approx(plain.item(), rel=2e-3)
-    assert supervised_loss_sum(core, batch).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert supervised_losses(core, batch).sum().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_padding_changes_no_loss(tiny_base: Path, tokenizer: Any) -> None:
@@ -100,8 +100,8 @@ def test_padding_changes_no_loss(tiny_base: Path, tokenizer: Any) -> None:
     dequantize_in_place(core)
     core.to(torch.float32)  # type: ignore[arg-type]
     examples = encode_all(make_records(4), tokenizer, 100)
-    together = supervised_loss_sum(core, collate(examples)).item()
-    alone = sum(supervised_loss_sum(core, collate([e])).item() for e in examples)
+    together = supervised_losses(core, collate(examples)).sum().item()
+    alone = sum(supervised_losses(core, collate([e])).sum().item() for e in examples)
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -123,5 +123,5 @@ def _lora_a(model: Any) -> Any:
 
 def _gradients(model: Any, batch: Any) -> list[torch.Tensor]:
     model.zero_grad()
-    supervised_loss_sum(plain_model(model), batch).backward()  # type: ignore[no-untyped-call]
+    supervised_losses(plain_model(model), batch).sum().backward()  # type: ignore[no-untyped-call]
     return [p.grad.clone() for p in model.parameters() if p.requires_grad]

@@ -100,6 +100,7 @@ _TEXTS = st.one_of(
 @given(turns=st.lists(_TEXTS, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0))
 @example(turns=["乾卦有几爻？", "乾卦有六爻，皆为阳爻。", "坤卦呢？", "六爻皆阴。"])
 @example(turns=["<|user|>", "<|im_end|>"])
+@example(turns=["0", "0\x1d0"])
 def test_what_is_trained_is_the_answers_and_their_ends(families: dict[str, Any], family: str, turns: list[str]) -> None:
     tokenizer, end = families[family], ENDS[family]
     encoded = encode_records([conversation(*turns)], tokenizer, 10_000)

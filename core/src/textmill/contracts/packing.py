@@ -26,12 +26,3 @@ class PackingReport(StoredContract):
     step_tokens_used: bool = False
     steps: int
     steps_counting_records: int
-
-    @property
-    def short(self) -> str:
-        """One line."""
-        rows = "packed" if self.packed else "padded"
-        budget = ""
-        if self.step_tokens is not None:
-            budget = f"; {self.step_tokens} tokens a step {'used' if self.step_tokens_used else 'not used'}"
-        return f"{rows}, {self.reason}{budget}; {self.steps} steps"

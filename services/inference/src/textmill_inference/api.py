@@ -12,10 +12,9 @@ from textmill.errors import NotFound
 from textmill.http import Page, submission_router
 from textmill.jobs import Jobs
 from textmill.store import ObjectStore
-from textmill_inference import loadtest
-from textmill_inference.deployments import Deployments
-from textmill_inference.evaluate import evaluation_key
-from textmill_inference.loadtest import loadtest_key
+from textmill_inference.evaluation.evaluate import evaluation_key
+from textmill_inference.loadtest.job import check_job, loadtest_key
+from textmill_inference.rollout.deployments import Deployments
 
 ReportT = TypeVar("ReportT", bound=StoredContract)
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -36,7 +35,7 @@ def build_router(jobs: Jobs, store: ObjectStore, deployments: Deployments) -> AP
         submission_router("/v1/deployments", DeployJob, jobs, deployments.check_job), tags=["deployments"]
     )
     router.include_router(submission_router("/v1/evaluations", EvaluateJob, jobs), tags=["evaluations"])
-    router.include_router(submission_router("/v1/loadtests", LoadtestJob, jobs, loadtest.check_job), tags=["loadtests"])
+    router.include_router(submission_router("/v1/loadtests", LoadtestJob, jobs, check_job), tags=["loadtests"])
     router.include_router(_deployment_routes(deployments))
     router.include_router(_report_routes(store))
     return router

@@ -7,15 +7,15 @@ from textmill.http import create_app
 from textmill.service import open_backends, pace, run_service
 from textmill.worker import Worker
 from textmill_inference.api import build_router
-from textmill_inference.deployments import Deployments
-from textmill_inference.engine import AttachedEngine, Engine, ModelFolder
-from textmill_inference.evaluate import Evaluator
-from textmill_inference.gateway import Gateway
-from textmill_inference.keys import KeyRing
-from textmill_inference.loadtest import Loadtester
+from textmill_inference.engine.port import AttachedEngine, Engine, ModelFolder
+from textmill_inference.engine.supervisor import Care, LocalEngine
+from textmill_inference.engine.vllm_launcher import VllmLauncher
+from textmill_inference.evaluation.evaluate import Evaluator
+from textmill_inference.gateway.app import Gateway
+from textmill_inference.gateway.keys import KeyRing
+from textmill_inference.loadtest.job import Loadtester
+from textmill_inference.rollout.deployments import Deployments
 from textmill_inference.settings import InferenceSettings
-from textmill_inference.supervisor import Care, LocalEngine
-from textmill_inference.vllm_launcher import VllmLauncher
 
 
 def engine_maker(settings: InferenceSettings) -> Callable[[str], Engine]:

@@ -6,11 +6,11 @@ always a string, the arguments of a tool call are an object. Knows no tokens and
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from textmill.contracts.datasets import Message, Record, Tool
+from textmill.contracts.datasets import Message, Tool
 from textmill.contracts.masking import RefusalReason
 
 if TYPE_CHECKING:
@@ -22,6 +22,16 @@ _OBSERVATION = "<|observation|>"
 """The token before a tool's reply in ChatGLM3 and its successors."""
 
 
+class Dialogue(Protocol):
+    """What is said, as a ``Record`` has it; a preference pair has it too, without passage and evidence."""
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+
+
 class Refused(Exception):
     """A record can't be trained on as it stands. Raised here and in ``prepare``, which collects them."""
 
@@ -31,11 +41,11 @@ class Refused(Exception):
 
 
 class Chat:
-    """One record's conversation under a tokenizer's template."""
+    """A conversation under a tokenizer's template."""
 
-    def __init__(self, record: Record, tokenizer: "PreTrainedTokenizerFast") -> None:
-        self.messages = record.messages
-        self._tools: list[Row | Callable[..., Any]] | None = [_function(tool) for tool in record.tools] or None
+    def __init__(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast") -> None:
+        self.messages = dialogue.messages
+        self._tools: list[Row | Callable[..., Any]] | None = [_function(tool) for tool in dialogue.tools] or None
         self._tokenizer = tokenizer
         self._tool_role = _tool_role(tokenizer)
 

@@ -82,12 +82,3 @@ def settle(forecast: TrainForecast, summary: TrainingSummary) -> TrainForecast:
     off = expected / summary.seconds - 1 if expected and summary.seconds else 0.0
     truth = ForecastTruth(steps=summary.steps, tokens=summary.tokens, seconds=summary.seconds, seconds_off=off)
     return forecast.model_copy(update={"truth": truth})
-
-
-def in_words(forecast: TrainForecast) -> str:
-    """One line for the model card."""
-    if forecast.truth is None or forecast.seconds is None:
-        return f"{forecast.steps} steps"
-    expected = forecast.seconds_by_stage.get("training", 0.0)
-    truth = forecast.truth
-    return f"{expected:.0f} s of training expected, {truth.seconds:.0f} s taken ({truth.seconds_off:+.0%})"

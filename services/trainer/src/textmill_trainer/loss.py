@@ -34,11 +34,6 @@ def supervised_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return torch.zeros(batch.records, device=losses_N.device).index_add(0, batch.supervised_records(), losses_N)
 
 
-def supervised_loss_sum(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Negative log-likelihood in nats, summed over the supervised tokens; a scalar with a graph."""
-    return supervised_losses(model, batch).sum()
-
-
 def _supervised_losses(model: PreTrainedModel, batch: Batch, targets_N: torch.Tensor) -> torch.Tensor:
     with fast_attention(batch):
         if _shapes_logits(model):

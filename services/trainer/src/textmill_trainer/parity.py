@@ -9,20 +9,20 @@ The engine's side is in the inference service. Knows no store and no engine.
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import JsonValue
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
-from textmill.contracts.datasets import Message, Record, Tool
+from textmill.contracts.datasets import Tool
 from textmill.contracts.gates import PARITY_FILE, ParityConversation, ParityProbe, ParityToken
 from textmill.contracts.training import Objective
 from textmill_trainer.batches import collate, microbatches
-from textmill_trainer.chat import Chat
+from textmill_trainer.chat import Chat, Dialogue
 from textmill_trainer.loss import fast_attention, supervised_logits
-from textmill_trainer.preference import read_pairs
+from textmill_trainer.preference import PairDialogue, read_pairs
 from textmill_trainer.prepare import Example, read_records
 from textmill_trainer.workfolder import WorkFolder
 
@@ -44,14 +44,6 @@ class Conversation:
     prompt: str = ""
     messages: Sequence[dict[str, JsonValue]] = ()
     tools: Sequence[dict[str, JsonValue]] = ()
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What rendering reads of a ``Record``: a pair has no passage and no evidence."""
-
-    messages: Sequence[Message]
-    tools: Sequence[Tool] = ()
 
 
 def write_probe(
@@ -111,16 +103,20 @@ def answer_start(example: Example) -> int:
     return start if start > 1 else len(example.token_ids) // 2
 
 
-def _of_records(folder: WorkFolder) -> Iterator[tuple[str, Record, int]]:
+def _of_records(folder: WorkFolder) -> Iterator[tuple[str, Dialogue, int]]:
     for split in ("train", "eval"):
         for record in read_records(folder.records(split)) if folder.records(split).exists() else ():
             yield record.record_id, record, max(i for i, m in enumerate(record.messages) if m.role == "assistant")
 
 
-def _of_pairs(folder: WorkFolder) -> Iterator[tuple[str, Record, int]]:
+def _of_pairs(folder: WorkFolder) -> Iterator[tuple[str, Dialogue, int]]:
     for split in ("train", "eval"):
         for pair in read_pairs(folder.lines(split)):
-            yield pair.pair_id, cast(Record, _Prompt(pair.messages)), len(pair.messages)
+            yield (
+                pair.pair_id,
+                PairDialogue(pair.pair_id, pair.document_id or "", split, pair.messages),
+                len(pair.messages),
+            )
 
 
 def _that_of(example: Example, known: Mapping[str, Conversation], tokenizer: "PreTrainedTokenizerFast") -> Conversation:

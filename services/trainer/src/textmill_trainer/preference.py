@@ -14,14 +14,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from textmill.contracts.datasets import Message, Record, Split, Tool
+from textmill.contracts.datasets import Message, Split, Tool
 from textmill.contracts.preferences import PreferenceFigures, PreferencePair, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
 from textmill_trainer.batches import collate, cut
@@ -47,8 +47,8 @@ class PairExample:
 
 
 @dataclass(frozen=True)
-class _Conversation:
-    """What encoding reads of a ``Record``: a pair has no passage and no evidence."""
+class PairDialogue:
+    """What a pair has of a record: it has no passage and no evidence."""
 
     record_id: str
     document_id: str
@@ -187,8 +187,8 @@ def _answer(
 ) -> Example:
     """The conversation with this answer, which alone is supervised: earlier turns are part of the prompt."""
     said = (*pair.messages, Message(role="assistant", content=answer))
-    conversation = _Conversation(pair.pair_id, pair.document_id or "", split, said)
-    example = encode_all([cast(Record, conversation)], tokenizer, max_tokens)[-1]
+    dialogue = PairDialogue(pair.pair_id, pair.document_id or "", split, said)
+    example = encode_all([dialogue], tokenizer, max_tokens)[-1]
     supervised = list(example.supervised)
     end = max(i for i, counts in enumerate(supervised) if counts)
     start = end

@@ -7,23 +7,41 @@ refused, with the reason. Knows no torch.
 
 import hashlib
 import json
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow.parquet as pq
 
-from textmill.contracts.datasets import Message, Record
+from textmill.contracts.datasets import Message, Record, Split
 from textmill.contracts.masking import RefusedRecord
 from textmill.errors import JobFailed
-from textmill_trainer.chat import Chat, Refused, control_tokens
+from textmill_trainer.chat import Chat, Dialogue, Refused, control_tokens
 from textmill_trainer.refusals import refusal_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+# Information separators and the next-line control count as white space to Python, but no tokenizer folds them.
+_SPACE = re.compile(r"[^\S\x1c-\x1f\x85]+")
+
+
+class TrainingDialogue(Dialogue, Protocol):
+    """What is read of a record to train on it."""
+
+    @property
+    def record_id(self) -> str: ...
+
+    @property
+    def document_id(self) -> str: ...
+
+    @property
+    def split(self) -> Split: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,9 @@ def read_records(path: Path) -> list[Record]:
     return [Record.model_validate(row) for row in pq.read_table(path).to_pylist()]
 
 
-def encode_all(records: Iterable[Record], tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> list[Example]:
+def encode_all(
+    records: Iterable[TrainingDialogue], tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+) -> list[Example]:
     """See ``encode_records``. Raises ``JobFailed`` if any record is refused; the message counts them by reason."""
     encoded = encode_records(records, tokenizer, max_tokens)
     if encoded.refused:
@@ -61,7 +81,9 @@ def encode_all(records: Iterable[Record], tokenizer: "PreTrainedTokenizerFast", 
     return encoded.examples
 
 
-def encode_records(records: Iterable[Record], tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> Encoded:
+def encode_records(
+    records: Iterable[TrainingDialogue], tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+) -> Encoded:
     """Every record, as one example or more, or as refused. Raises ``JobFailed`` for a tokenizer without an end."""
     encoder = Encoder(tokenizer, max_tokens)
     encoded = Encoded()
@@ -101,7 +123,7 @@ class Encoder:
         self._end_ids = end_of_turn_ids(tokenizer)
         self._control = sorted(control_tokens(tokenizer, self._end_ids))
 
-    def encode(self, record: Record) -> list[Example]:
+    def encode(self, record: TrainingDialogue) -> list[Example]:
         """One example with every answer supervised, where each answer's prompt stands in it as a server would render
         and encode it. Else, since the template strips the reasoning of earlier turns, say, or a prompt's last token
         joins with what follows, one example for each answer, behind the prompt that it would really follow.
@@ -150,7 +172,7 @@ class Encoder:
             raise Refused("joined_tokens", f"turn {turn.index + 1} begins inside a token that belongs to the prompt")
         return Tokens(turn.through, ids, [(turn, len(prompt_ids), len(ids))])
 
-    def _example(self, record: Record, chat: Chat, tokens: Tokens) -> Example:
+    def _example(self, record: TrainingDialogue, chat: Chat, tokens: Tokens) -> Example:
         ids, supervised = tokens.ids, [False] * (len(tokens.ids) + 1)
         for turn, first, behind in tokens.spans:
             if behind == len(ids) and not self._end_ids.intersection(ids[first:]):
@@ -239,7 +261,7 @@ def _turn(chat: Chat, answer: int) -> Turn:
 
 
 def _folded(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return _SPACE.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _check_rendered(answer: int, message: Message, rendered: str) -> None:
@@ -251,7 +273,7 @@ def _check_rendered(answer: int, message: Message, rendered: str) -> None:
             raise Refused("tools_not_rendered", f"the template doesn't write the call of {call.name!r}")
 
 
-def _check_tools(record: Record, text: str) -> None:
+def _check_tools(record: Dialogue, text: str) -> None:
     for tool in record.tools:
         if tool.name not in text:
             raise Refused("tools_not_rendered", f"the template doesn't show the model the tool {tool.name!r}")

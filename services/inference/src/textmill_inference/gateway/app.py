@@ -16,10 +16,10 @@ import aiohttp
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from textmill.contracts.base import new_id
-from textmill_inference import metrics
-from textmill_inference.keys import KeyRing
-from textmill_inference.openai_errors import OpenAIError, error_event
-from textmill_inference.usage import count_tokens
+from textmill_inference.gateway import metrics
+from textmill_inference.gateway.keys import KeyRing
+from textmill_inference.gateway.openai_errors import OpenAIError, error_event
+from textmill_inference.gateway.usage import count_tokens
 
 _COMPLETIONS = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 _REFUSED = {"/v1/embeddings"}

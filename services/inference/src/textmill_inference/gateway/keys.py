@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from textmill_inference.openai_errors import OpenAIError
+from textmill_inference.gateway.openai_errors import OpenAIError
 
 
 class KeyRing:

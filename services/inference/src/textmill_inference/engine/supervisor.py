@@ -15,12 +15,12 @@ from typing import Protocol
 
 from textmill.contracts.gates import ParityCheck
 from textmill.errors import DependencyDown, JobFailed, TextmillError
-from textmill_inference.engine import ModelFolder, SwapKind
-from textmill_inference.geometry import same_geometry
-from textmill_inference.metrics import ENGINE_READY, ENGINE_RESTARTS, ENGINE_START_SECONDS
-from textmill_inference.openai_api import EngineApi
-from textmill_inference.parity import ParityGate
-from textmill_inference.process import GuardedProcess
+from textmill_inference.engine.geometry import same_geometry
+from textmill_inference.engine.metrics import ENGINE_READY, ENGINE_RESTARTS, ENGINE_START_SECONDS
+from textmill_inference.engine.openai_api import EngineApi
+from textmill_inference.engine.parity import ParityGate
+from textmill_inference.engine.port import ModelFolder, SwapKind
+from textmill_inference.engine.process import GuardedProcess
 
 log = logging.getLogger(__name__)
 

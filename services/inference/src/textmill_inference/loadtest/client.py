@@ -1,6 +1,6 @@
 """The load generator: a closed loop of streaming chat requests, in a process of its own.
 
-``python -m textmill_inference.loadclient`` reads one ``LoadPlan`` from standard input and writes ``LoadNews`` lines.
+``python -m textmill_inference.loadtest.client`` reads one ``LoadPlan`` from standard input, writes ``LoadNews`` lines.
 The API key, if one is needed, is in the environment (TEXTMILL_LOADTEST_KEY). Sends to the plan's URL only and follows
 no redirect. Token times come from the usage counts in the stream (``continuous_usage_stats``), since a chunk can hold
 several tokens or none; a target that doesn't send them gets no inter-token figures.
@@ -19,8 +19,8 @@ import aiohttp
 import uvloop
 
 from textmill.contracts.serving import LoadLevel
-from textmill_inference.latency import Latencies
-from textmill_inference.loadplan import LoadNews, LoadPlan
+from textmill_inference.loadtest.latency import Latencies
+from textmill_inference.loadtest.plan import LoadNews, LoadPlan
 
 KEY_VARIABLE = "TEXTMILL_LOADTEST_KEY"
 

@@ -11,9 +11,9 @@ from textmill.contracts.jobs import EvaluateJob, Output
 from textmill.contracts.serving import Answer, EvaluationReport, ModelScore, TaskScore
 from textmill.errors import DependencyDown, JobFailed
 from textmill.worker import JobContext
-from textmill_inference import lm_eval
-from textmill_inference.questions import HeldOut, held_out
-from textmill_inference.score import is_correct
+from textmill_inference.evaluation import lm_eval
+from textmill_inference.evaluation.questions import HeldOut, held_out
+from textmill_inference.evaluation.score import is_correct
 
 _TIMEOUT_S = 300.0
 """For one answer, queueing included: a slow CPU with a full queue is no error."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 """``vllm serve`` looks up a distribution called "vllm", which the CPU build isn't; the module works in both."""
-_CPU_MODULE = "textmill_inference.vllm_child"
+_CPU_MODULE = "textmill_inference.engine.vllm_child"
 
 
 @dataclass(frozen=True)

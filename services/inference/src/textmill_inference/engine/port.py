@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from textmill.contracts.gates import ParityCheck
 from textmill.errors import BadRequest, DependencyDown
-from textmill_inference.openai_api import EngineApi
+from textmill_inference.engine.openai_api import EngineApi
 
 SwapKind = Literal["started", "unchanged", "in_place", "restarted"]
 

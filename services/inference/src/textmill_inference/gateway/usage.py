@@ -2,7 +2,7 @@
 
 import re
 
-from textmill_inference import metrics
+from textmill_inference.gateway import metrics
 
 _COUNT = {kind: re.compile(rb'"%s_tokens":\s*(\d+)' % kind.encode()) for kind in ("prompt", "completion")}
 _TAIL = 4096

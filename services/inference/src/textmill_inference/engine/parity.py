@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from textmill.contracts.gates import PARITY_FILE, ParityCheck, ParityConversation, ParityProbe, ParityToken
 from textmill.errors import JobFailed
-from textmill_inference.engine import ModelFolder
-from textmill_inference.metrics import ENGINE_PARITY_DIFFERENCE, ENGINE_PARITY_TOP1
-from textmill_inference.openai_api import EngineApi
+from textmill_inference.engine.metrics import ENGINE_PARITY_DIFFERENCE, ENGINE_PARITY_TOP1
+from textmill_inference.engine.openai_api import EngineApi
+from textmill_inference.engine.port import ModelFolder
 
 log = logging.getLogger(__name__)
 MIN_TOP1 = 0.995

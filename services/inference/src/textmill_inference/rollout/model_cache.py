@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from textmill.contracts.runs import ModelManifest
 from textmill.errors import JobFailed, NotFound
 from textmill.store import ObjectStore
-from textmill_inference.engine import ModelFolder
+from textmill_inference.engine.port import ModelFolder
 
 log = logging.getLogger(__name__)
 Tick = Callable[[int], None]

@@ -6,7 +6,7 @@ its import along with the server's, and the core is forked from it when its time
 core that is forked from a process without threads and without a device starts as a spawned one does. Not for CUDA,
 which does not survive a fork.
 
-Run as ``python -m textmill_inference.vllm_child ARGUMENTS`` with the arguments of ``vllm serve``.
+Run as ``python -m textmill_inference.engine.vllm_child ARGUMENTS`` with the arguments of ``vllm serve``.
 """
 
 import importlib

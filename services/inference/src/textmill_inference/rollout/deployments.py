@@ -16,8 +16,8 @@ from textmill.contracts.serving import Deployment
 from textmill.errors import BadRequest, Draining, NotFound, TextmillError
 from textmill.store import ObjectStore
 from textmill.worker import JobContext
-from textmill_inference.engine import Engine, ModelFolder, SwapKind
-from textmill_inference.model_cache import fetch, prune, read_manifest
+from textmill_inference.engine.port import Engine, ModelFolder, SwapKind
+from textmill_inference.rollout.model_cache import fetch, prune, read_manifest
 
 log = logging.getLogger(__name__)
 MakeEngine = Callable[[str], Engine]

@@ -16,9 +16,9 @@ from textmill.contracts.serving import LoadLevel, LoadtestReport
 from textmill.errors import BadRequest, Transient
 from textmill.store import ObjectStore
 from textmill.worker import JobContext
-from textmill_inference.loadclient import KEY_VARIABLE
-from textmill_inference.loadplan import LoadNews, LoadPlan
-from textmill_inference.questions import held_out
+from textmill_inference.evaluation.questions import held_out
+from textmill_inference.loadtest.client import KEY_VARIABLE
+from textmill_inference.loadtest.plan import LoadNews, LoadPlan
 
 log = logging.getLogger(__name__)
 _DEFAULT_PROMPTS = (
@@ -111,7 +111,7 @@ def _tell(ctx: JobContext, plan: LoadPlan, levels: int, news: LoadNews) -> None:
 def _generator(plan: LoadPlan, key: str) -> Iterator["queue.Queue[bytes | None]"]:
     """The load generator's process, and the lines it writes, None after the last. It is gone at the exit."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "textmill_inference.loadclient"],
+        [sys.executable, "-m", "textmill_inference.loadtest.client"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, KEY_VARIABLE: key},

@@ -1,0 +1,1 @@
+"""A model before and after, by its answers to held-out questions and by benchmark tasks."""

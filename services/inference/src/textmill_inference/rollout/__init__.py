@@ -1,0 +1,1 @@
+"""Which names are served with which models, and how new weights go live."""
