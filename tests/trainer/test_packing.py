@@ -66,7 +66,7 @@ def gradients(model: Any, losses_R: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_unpacked(family: str, kernels: SDPBackend | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels is SDPBackend.FLASH_ATTENTION:
-        monkeypatch.setattr("textmill_trainer.loss._SHORT_TOKENS", 0)  # torch's own choice, as for long records
+        monkeypatch.setattr("textmill_trainer.packing.SHORT_TOKENS", 0)  # torch's own choice, as for long records
     model = fresh(family)
     alone_NV = torch.cat([supervised_logits(model, collate([e])) for e in EXAMPLES])
     alone_R = torch.cat([supervised_losses(model, collate([e])) for e in EXAMPLES])
@@ -166,7 +166,7 @@ def test_attention_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> No
     def deaf(*args: Any, cu_seq_lens_q: Any = None, **options: Any) -> Any:
         return sdpa_attention_forward(*args, **options)
 
-    monkeypatch.setattr("textmill_trainer.packing.packed_attention", deaf)
+    monkeypatch.setattr("textmill_trainer.packing.attention", deaf)
     report = choose_packing("on", fresh("llama"), EXAMPLES, SETTINGS)
     assert not report.packed
     assert "they see each other" in report.reason

@@ -23,7 +23,7 @@ from textmill.contracts.runs import EvalMetrics
 from textmill_trainer.batches import collate, cut
 from textmill_trainer.canaries import RecordSamples, choose, give_prefix, within_budget
 from textmill_trainer.forgetting import Forgetting
-from textmill_trainer.loss import fast_attention, supervised_logits
+from textmill_trainer.loss import supervised_logits
 from textmill_trainer.objective import Objective
 from textmill_trainer.prepare import Example, encode_records
 
@@ -193,8 +193,7 @@ def recite(core: PreTrainedModel, examples: Sequence[Example]) -> list[Measured]
     found: dict[int, Measured] = {}
     for part in cut(range(len(examples)), lambda i: len(examples[i].token_ids), PADDED_TOKENS):
         batch = collate([examples[i] for i in part]).to(core.device)
-        with fast_attention(batch):
-            logits_NV = supervised_logits(core, batch)
+        logits_NV = supervised_logits(core, batch)
         targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
         losses_N = cross_entropy(logits_NV, targets_N, reduction="none")
         likeliest_N = logits_NV.argmax(-1) == targets_N

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from textmill.contracts.base import Contract
 from textmill.errors import JobFailed
 from textmill_trainer.batches import Batch, collate, microbatches
-from textmill_trainer.loss import CHUNK_POSITIONS, fast_attention, supervised_logits
+from textmill_trainer.loss import CHUNK_POSITIONS, supervised_logits
 from textmill_trainer.prepare import Example, end_of_turn_ids
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class Forgetting:
 
     @torch.no_grad()
     def _log_probabilities(self, batch: Batch) -> torch.Tensor:
-        with fast_attention(batch):
-            return log_softmax(supervised_logits(self._core, batch), -1)
+        return log_softmax(supervised_logits(self._core, batch), -1)
 
 
 def replay_examples(

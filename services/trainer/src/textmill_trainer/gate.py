@@ -24,7 +24,7 @@ from textmill.contracts.training import Method
 from textmill.errors import JobFailed
 from textmill_trainer.batches import Batch, collate, microbatches
 from textmill_trainer.loop import plain_model
-from textmill_trainer.loss import CHUNK_POSITIONS, fast_attention, supervised_logits
+from textmill_trainer.loss import CHUNK_POSITIONS, supervised_logits
 from textmill_trainer.merge import merge, merged_in_memory, save_full
 from textmill_trainer.prepare import Example
 
@@ -205,8 +205,7 @@ def _logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Iterator[torch.
     model.train(True)
     model.train(False)
     for batch in batches:
-        with fast_attention(batch):
-            logits_NV = supervised_logits(model, batch)
+        logits_NV = supervised_logits(model, batch)
         yield logits_NV
 
 

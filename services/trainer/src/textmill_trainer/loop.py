@@ -250,7 +250,7 @@ def make_optimizer(parameters: list[torch.nn.Parameter], learning_rate: float, d
 
         paged = PagedAdamW32bit(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0)  # type: ignore[no-untyped-call]
         return cast(Optimizer, paged)
-    return AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
+    return AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def learning_rate_at(step: int, total_steps: int, settings: LoopSettings) -> float:

@@ -6,13 +6,10 @@ are the largest tensor of all: they are computed only where there is a loss, and
 
 # ruff: noqa: N803, N806 (tensor names carry their axes)
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -22,7 +19,6 @@ from textmill_trainer.packing import packed_row
 
 CHUNK_POSITIONS = 1_024
 """At 49k entries 200 MB of fp32 logits."""
-_SHORT_TOKENS = 512
 _SHAPED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration fields of architectures that do more to logits than the output head (Gemma 2, Cohere, Granite)."""
 
@@ -35,15 +31,14 @@ def supervised_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def _supervised_losses(model: PreTrainedModel, batch: Batch, targets_N: torch.Tensor) -> torch.Tensor:
-    with fast_attention(batch):
-        if _shapes_logits(model):
-            return cross_entropy(supervised_logits(model, batch), targets_N, reduction="none")
-        hidden_ND = _supervised_hidden(model, batch)
-        head = _head(model)
-        if len(targets_N) <= CHUNK_POSITIONS:
-            return _chunk_losses(head, hidden_ND, targets_N)
-        chunks = zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
-        return torch.cat([checkpoint(_chunk_losses, head, h, t, use_reentrant=False) for h, t in chunks])
+    if _shapes_logits(model):
+        return cross_entropy(supervised_logits(model, batch), targets_N, reduction="none")
+    hidden_ND = _supervised_hidden(model, batch)
+    head = _head(model)
+    if len(targets_N) <= CHUNK_POSITIONS:
+        return _chunk_losses(head, hidden_ND, targets_N)
+    chunks = zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
+    return torch.cat([checkpoint(_chunk_losses, head, h, t, use_reentrant=False) for h, t in chunks])
 
 
 def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -54,16 +49,6 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         return logits_BTV[:, :-1][batch.supervised_BT[:, 1:]].float()
     logits_NV: torch.Tensor = _head(model)(_supervised_hidden(model, batch))
     return logits_NV.float()
-
-
-@contextmanager
-def fast_attention(batch: Batch) -> Iterator[None]:
-    """On the CPU torch's fused attention takes a fourth of a step of short records; plain matrices take a tenth."""
-    if batch.token_ids_BT.is_cpu and batch.longest <= _SHORT_TOKENS:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
 
 
 def _head(model: PreTrainedModel) -> nn.Module:

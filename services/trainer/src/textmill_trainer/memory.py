@@ -12,7 +12,7 @@ from textmill.contracts.training import AdapterKind, Method
 from textmill_trainer.geometry import Geometry
 
 SHORT_TOKENS = 512
-"""Rows up to this long go through plain matrices on the CPU, T x T scores and all (see ``loss.fast_attention``)."""
+"""Rows up to this long go through plain matrices on the CPU, T x T scores and all (see ``packing.short_causal``)."""
 CHUNK_POSITIONS = 1_024
 """Positions whose logits are there at once (see ``loss.CHUNK_POSITIONS``)."""
 _NF4_BLOCK, _ABSMAX_BLOCK = 64, 256
@@ -103,7 +103,7 @@ def _nf4_bytes(weights: int) -> int:
 def activation_bytes(geometry: Geometry, load: Load) -> int:
     """What autograd keeps. With gradient checkpointing the input of each layer, and all of one layer at a time."""
     layer = layer_activation_bytes(geometry, load)
-    last_norm = 4 * load.padded_tokens * geometry.hidden
+    last_norm = norm_bytes(load) * load.padded_tokens * geometry.hidden
     if not load.gradient_checkpointing:
         return layer * geometry.layers + last_norm
     kept = load.stack_bytes * load.padded_tokens * geometry.hidden * geometry.layers
@@ -113,35 +113,49 @@ def activation_bytes(geometry: Geometry, load: Load) -> int:
 def layer_activation_bytes(geometry: Geometry, load: Load) -> int:
     """Of one layer, by what keeps it:
 
-    - each norm its input in fp32;
+    - each norm its input, in fp32 where it isn't fused;
     - gate, its activation, and up, which are multiplied with each other;
-    - each adapter its input in fp32, a copy for each even where several read the same, and A's output; dropout a mask
-      of the same size (peft 0.21's ``lora.Linear``); DoRA its two products' results;
+    - fused adapters their inputs, once where several read the same, A's output, and A and B in the stack's type;
+    - with dropout or DoRA each adapter its input in fp32, a copy for each even where several read the same, and A's
+      output; dropout a mask of the same size (peft 0.21's ``lora.Linear``); DoRA its two products' results;
     - full fine-tuning the inputs of the linear layers, once where several read the same, and the normalized hidden;
     - attention: see ``attention_bytes``.
     """
     tokens, hidden, width = load.padded_tokens, geometry.hidden, load.stack_bytes
     query, key = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
     normed = geometry.norms * hidden + (query + key if geometry.head_norms else 0)
-    per_token = 4 * normed + (3 if geometry.gated else 2) * width * geometry.intermediate
+    per_token = norm_bytes(load) * normed + (3 if geometry.gated else 2) * width * geometry.intermediate
+    linears = geometry.linears[: max(1, len(geometry.linears) // geometry.layers)]
+    inputs = sum(into for _, into in linears)
+    adapter = 0
     if load.method == "full":
         per_token += 4 * (normed + 2 * hidden + query + geometry.intermediate)
+    elif fused_adapter(load):
+        per_token += width * (2 * hidden + query + geometry.intermediate + load.rank * len(linears))
+        adapter = width * load.rank * sum(into + out for out, into in linears)
     else:
-        linears = geometry.linears[: max(1, len(geometry.linears) // geometry.layers)]
-        inputs = sum(into for _, into in linears)
         per_token += 4 * inputs * (2 if load.dropout else 1) + 4 * load.rank * len(linears)
         if load.adapter == "dora":
             per_token += 4 * 2 * sum(out for out, _ in linears)
-    return tokens * per_token + attention_bytes(geometry, load)
+    return tokens * per_token + adapter + attention_bytes(geometry, load)
+
+
+def norm_bytes(load: Load) -> int:
+    """Of each number that goes into a norm (see ``fused_norm``)."""
+    return load.stack_bytes if not load.cuda and load.method != "full" else 4
+
+
+def fused_adapter(load: Load) -> bool:
+    """See ``fused_lora``."""
+    return load.method != "full" and load.adapter != "dora" and not load.dropout
 
 
 def attention_bytes(geometry: Geometry, load: Load) -> int:
     """Fused: query, key, value, output, and a float for each row of scores. Plain matrices on the CPU: query, key and
-    value in fp32 for every head, and the T x T softmax of every head, in fp32."""
-    query = geometry.heads * geometry.head_dim
+    value in fp32, and the T x T softmax of every head, in fp32."""
+    query, key = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
     if plain_attention(load):
-        return 4 * load.padded_tokens * (3 * query + geometry.heads * load.longest)
-    key = geometry.kv_heads * geometry.head_dim
+        return 4 * load.padded_tokens * (query + 2 * key + geometry.heads * load.longest)
     return load.padded_tokens * (load.stack_bytes * (2 * query + 2 * key) + 4 * geometry.heads)
 
 
@@ -159,9 +173,10 @@ def logit_bytes(geometry: Geometry, load: Load) -> int:
 
 def backward_bytes(geometry: Geometry, load: Load) -> int:
     """Beside what is kept, while one layer goes backward: gradients of gate, up and their product, in fp32 where they
-    come out of an adapter; of the residual stream; with plain attention those of scores and softmax."""
+    come out of an unfused adapter; of the residual stream; with plain attention those of scores and softmax."""
     scores = 4 * load.padded_tokens * geometry.heads * load.longest * 2 if plain_attention(load) else 0
-    mlp = load.padded_tokens * (geometry.intermediate * (4 + 3 * load.stack_bytes) + 4 * geometry.hidden * 2)
+    product = load.stack_bytes if fused_adapter(load) else 4
+    mlp = load.padded_tokens * (geometry.intermediate * (product + 3 * load.stack_bytes) + 4 * geometry.hidden * 2)
     return max(mlp, scores)
 
 

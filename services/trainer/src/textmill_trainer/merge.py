@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 
 from textmill.contracts.gates import MergedInto
 from textmill.errors import JobFailed
+from textmill_trainer.fused_lora import dequantized_weight
 from textmill_trainer.loop import plain_model
-from textmill_trainer.model import adapted_weight, dequantized_weight
+from textmill_trainer.model import adapted_weight
 
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".md"}
 Replacement = Callable[[str, torch.Tensor], torch.Tensor | None]

@@ -6,14 +6,12 @@ adapters go on all linear layers but the output head, found by type and not by n
 """
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear4bit, Params4bit
+from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LinearLora
@@ -21,13 +19,15 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as Linear4bitLora
 from safetensors import safe_open
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from textmill.contracts.training import AdapterKind, Method
 from textmill.errors import JobFailed
 from textmill_trainer.base_model import default_folder, ensure_base_model
 from textmill_trainer.distributed import local_rank
+from textmill_trainer.fused_lora import dequantized_weight, fuse
+from textmill_trainer.fused_norm import fuse_norms
+from textmill_trainer.packing import install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,6 +71,8 @@ def load_model(
         core = load_nf4(folder, device)
         if choose_residence(core, dequantized_budget_bytes) == "dequantized":
             dequantize_in_place(core)
+    install(core)
+    fuse_norms(core)
     checkpoint_activations(core, gradient_checkpointing)
     return core if method == "full" else add_lora(core, lora, seed)
 
@@ -81,17 +83,7 @@ def checkpoint_activations(core: PreTrainedModel, on: bool) -> None:
         core.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
         return
     # The reentrant kind drops the gradients of a stack whose input, the frozen embedding, needs none.
-    core.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _same_attention})
-
-
-def _same_attention() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a layer's first forward, and of its second, in backward, where ``loss.fast_attention`` has ended.
-
-    Another attention then would keep other tensors, and torch refuses to go on.
-    """
-    if torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
-        return nullcontext(), nullcontext()
-    return nullcontext(), sdpa_kernel(SDPBackend.MATH)
+    core.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def detect_device() -> torch.device:
@@ -187,12 +179,6 @@ def linear4bits(model: nn.Module) -> dict[str, Linear4bit]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
 
 
-def dequantized_weight(module: Linear4bit) -> torch.Tensor:
-    """What the layer multiplies with: its NF4 weight in bf16, (out, in)."""
-    weight: torch.Tensor = dequantize_4bit(module.weight.data, cast(Params4bit, module.weight).quant_state)
-    return weight.to(torch.bfloat16)
-
-
 def dequantize_in_place(model: nn.Module) -> None:
     """Replace each NF4 layer by a plain linear layer that holds the same numbers in bf16.
 
@@ -230,7 +216,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftM
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast(PeftModel, get_peft_model(model, config))
+        adapted = cast(PeftModel, get_peft_model(model, config))
+    fuse(adapted)
+    return adapted
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

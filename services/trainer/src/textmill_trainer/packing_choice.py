@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from textmill.contracts.packing import PackingReport
 from textmill_trainer.batches import Batch, collate, cut, pack
 from textmill_trainer.loop import LoopSettings, plan_steps
-from textmill_trainer.loss import fast_attention, supervised_logits
+from textmill_trainer.loss import supervised_logits
 from textmill_trainer.packing import install
 from textmill_trainer.prepare import Example, dataset_digest
 
@@ -122,8 +122,7 @@ def _leaking(batch: Batch) -> Batch:
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    with fast_attention(batch):
-        return supervised_logits(model, batch)
+    return supervised_logits(model, batch)
 
 
 def _relative(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:

@@ -21,7 +21,7 @@ from textmill.contracts.gates import PARITY_FILE, ParityConversation, ParityProb
 from textmill.contracts.training import Objective
 from textmill_trainer.batches import collate, microbatches
 from textmill_trainer.chat import Chat, Dialogue
-from textmill_trainer.loss import fast_attention, supervised_logits
+from textmill_trainer.loss import supervised_logits
 from textmill_trainer.preference import PairDialogue, read_pairs
 from textmill_trainer.prepare import Example, read_records
 from textmill_trainer.workfolder import WorkFolder
@@ -140,8 +140,7 @@ def _answer_logits(model: PreTrainedModel, examples: Sequence[Example]) -> Seque
     """Of each example the logits (N, V) at its answer."""
     model.train(False)
     batch = collate(examples).to(model.device)
-    with fast_attention(batch):
-        logits_NV = supervised_logits(model, batch)
+    logits_NV = supervised_logits(model, batch)
     return torch.split(logits_NV, [e.supervised_tokens for e in examples])
 
 

@@ -42,7 +42,6 @@ from textmill_trainer.model import (
 from textmill_trainer.objective import Objective
 from textmill_trainer.objectives import encode_source, objective_of
 from textmill_trainer.observing import Observer, StepSeen
-from textmill_trainer.packing import install
 from textmill_trainer.packing_choice import choose_packing
 from textmill_trainer.parity import write_probe
 from textmill_trainer.preference import PairExample, Preference
@@ -210,8 +209,6 @@ def go_on_alone(run: Run) -> None:
     with torch.no_grad():
         for name, weight in trained_weights(trained).items():
             weight.copy_(weights[name])
-    if run.settings.packed:
-        install(loop.plain_model(trained))
 
 
 def publish(run: Run) -> None:
