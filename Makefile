@@ -6,7 +6,7 @@ PACKAGES := core services/ingest services/synth services/trainer services/infere
 SOURCES := $(PACKAGES:%=%/src) tests bench
 JOBS ?= 2
 
-.PHONY: help setup demo test test-fast lint format bench-ingest bench-synth bench-checks bench-train bench-ablation bench-losswatch bench-verdicts clean
+.PHONY: help setup demo test test-fast test-containers lock lint format bench-ingest bench-synth bench-checks bench-train bench-ablation bench-losswatch bench-verdicts bench-gateway bench-serving bench-loadgen clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -24,13 +24,24 @@ $(VENV)/.ready: requirements/local.txt $(PACKAGES:%=%/pyproject.toml)
 demo: setup  ## the main job from nothing to a report, then everything is shut down
 	$(BIN)/textmill demo
 
-# Side by side what shares nothing; then, alone on the machine, what runs a whole installation.
+# Side by side what shares nothing; then, alone on the machine, what runs a whole installation, and then containers, which
+# are skipped where neither docker nor podman runs.
 test: setup  ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/e2e --ignore=tests/faults
+	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/e2e --ignore=tests/faults -m "not containers"
 	$(BIN)/python -m pytest tests/e2e tests/faults
+	$(BIN)/python -m pytest -m containers tests/containers
 
 test-fast: setup  ## the tests that need no model
 	$(BIN)/python -m pytest -m "not slow and not containers"
+
+test-containers: setup  ## images and the compose file with docker or podman: built, up, a job, a kill, down; 3 minutes
+	TEXTMILL_TEST_CONTAINERS=required $(BIN)/python -m pytest tests/containers
+
+lock: setup  ## lock what each image installs, after a change of requirements or dependencies
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python requirements/lock.py
+
+test-deploy: setup  ## manifests, policies, rules and dashboards, without a cluster; a minute
+	$(BIN)/python -m pytest -n $(JOBS) tests/deploy
 
 lint: setup  ## ruff, strict types, import rules
 	$(BIN)/ruff check .
@@ -63,6 +74,15 @@ bench-losswatch: setup  ## planted format slips that the loss watch finds in rea
 
 bench-verdicts: setup  ## the two classic runs, with the verdicts that they end with; ten minutes
 	$(BIN)/python bench/verdicts.py
+
+bench-gateway: setup  ## the gateway on one core beside LiteLLM's proxy, and 1,000 streams for ten minutes
+	$(BIN)/python bench/gateway.py
+
+bench-serving: setup  ## the demo model on this machine: its capacity within an SLO, direct and through the gateway
+	$(BIN)/python bench/serving.py
+
+bench-loadgen: setup  ## the load generator against the truth, and its peers; ten minutes
+	$(BIN)/python bench/loadgen.py
 
 clean:  ## remove the environment and what 'textmill up' kept
 	rm -rf $(VENV) .textmill demo-report

@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings
 
 from textmill.settings import BusSettings, ServiceSettings, StoreSettings
 from textmill_cli.settings import CliSettings
-from textmill_inference.settings import InferenceSettings
+from textmill_inference.engine.settings import EngineSettings
+from textmill_inference.loadtest.settings import LoadtestSettings
+from textmill_inference.settings import AccessSettings, InferenceSettings
 from textmill_ingest.settings import IngestSettings
 from textmill_synth.settings import SynthSettings
 from textmill_trainer.settings import TrainerSettings
@@ -37,6 +39,9 @@ def page() -> str:
     for settings in SERVICES:
         own = [name for name in settings.model_fields if name not in ServiceSettings.model_fields or name == "port"]
         parts.append(_section(settings.__name__.removesuffix("Settings").lower(), settings, own))
+    parts.append(_section("inference: engines started here", EngineSettings, list(EngineSettings.model_fields)))
+    parts.append(_section("inference: keys and admission", AccessSettings, list(AccessSettings.model_fields)))
+    parts.append(_section("inference: load tests", LoadtestSettings, list(LoadtestSettings.model_fields)))
     parts.append(_section("The command line", CliSettings, list(CliSettings.model_fields)))
     return "\n".join(parts)
 

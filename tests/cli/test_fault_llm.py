@@ -281,6 +281,27 @@ def test_what_is_no_chat_request_gets_400(body: object) -> None:
     assert counted["outcomes"] == {"status_400": 1}
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_plain_completions_are_answered_as_engines_answer_them(streamed: bool) -> None:
+    body = {"model": "m", "prompt": ENGLISH, "stream": streamed, "stream_options": {"include_usage": True}}
+
+    async def run() -> tuple[int, bytes]:
+        async with (
+            served(Plan()) as url,
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/v1/completions", json=body) as response,
+        ):
+            return response.status, await response.read()
+
+    status, data = asyncio.run(run())
+    assert status == 200
+    lines = [json.loads(line[6:]) for line in data.splitlines() if line.startswith(b"data: {")] or [json.loads(data)]
+    text = "".join(line["choices"][0]["text"] for line in lines if line["choices"])
+    assert text
+    assert text in ENGLISH
+    assert lines[-1]["usage"]["completion_tokens"] > 0
+
+
 def test_the_command_serves_and_says_where() -> None:
     command = [sys.executable, "-m", "textmill_cli.main", "fault-llm", "--port", "0", "--rate-500", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -8,16 +8,11 @@ from pathlib import Path
 from textmill.contracts.base import new_id
 from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManifest, RungYield
 from textmill.contracts.jobs import CorpusJob, JobView, Result
+from textmill.contracts.load import ClosedLoop
+from textmill.contracts.loadreport import ErrorBudget, Latencies, Level, LoadtestReport, Verdict
+from textmill.contracts.loadtest import ErrorClass
 from textmill.contracts.runs import EvalMetrics, StepMetrics
-from textmill.contracts.serving import (
-    Answer,
-    EvaluationReport,
-    LoadLevel,
-    LoadtestReport,
-    ModelScore,
-    Percentiles,
-    TaskScore,
-)
+from textmill.contracts.serving import Answer, EvaluationReport, ModelScore, TaskScore
 from textmill.contracts.verdict import DocumentGap, TrainVerdict
 from textmill_cli.report import Findings, as_json, write
 
@@ -42,11 +37,14 @@ def findings() -> Findings:
             calls=5, prompt_tokens=90, completion_tokens=9, cost=0.25, refused=7, ended_by="max_cost"
         ),
     )  # fmt: skip
-    times = Percentiles(samples=8, mean=2.0, p50=2.0, p90=3.0, p99=None)
+    times = Latencies(samples=70, mean=2.0, max=4.0, p50=2.0, p90=3.0, p99=None, quantiles=())
     levels = [
-        LoadLevel(
-            concurrency=n, requests=8, succeeded=7, errors={"timeout": 1}, seconds=4.0, requests_per_s=2.0,
-            output_tokens_per_s=50.0 * n, ttft_ms=times, itl_ms=times, e2e_ms=times,
+        Level(
+            number=n, kind="concurrency", load=n, arrivals=ClosedLoop(concurrency=n), concurrency=n, started_at=0,
+            began_s=0, valid=True, doubts=(), requests=8, succeeded=7, errors={ErrorClass.TIMEOUT: 1}, not_sent=0,
+            seconds=4.0, requests_per_s=2.0, output_tokens_per_s=50.0 * n, prompt_tokens=7, output_tokens=70,
+            in_flight=n, ttft_ms=times, itl_ms=times, e2e_ms=times.model_copy(update={"p50": None}), ttft_sent_ms=times,
+            e2e_sent_ms=times, per_token_ms=None, lateness_ms=None,
         )
         for n in (1, 2)
     ]  # fmt: skip
@@ -94,7 +92,23 @@ def findings() -> Findings:
             after=score("tuned", True),
             tasks=[TaskScore(task="gsm8k", metric="exact_match", before=0.125, after=0.25)],
         ),
-        loadtest=LoadtestReport(loadtest_id="l", target="http://127.0.0.1", model="tuned", levels=levels),
+        loadtest=LoadtestReport(
+            loadtest_id="l",
+            target="http://127.0.0.1",
+            model="tuned",
+            levels=levels,
+            seconds=8,
+            verdict=Verdict(answer="measured", headline="It gave up to 100 tokens/s."),
+            budget=ErrorBudget(
+                added_ttft_p50_ms=None,
+                added_ttft_p99_ms=None,
+                added_inter_token_p99_ms=None,
+                lateness_p99_ms=None,
+                worst_cpu=0,
+                valid_stages=2,
+                invalid_stages=0,
+            ),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import prometheus_server
 from installation import Installation, Tuned
 from recipes import small_recipe, write_recipe
 
@@ -22,6 +23,23 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     finally:
         stopped = installed.textmill("down")
         assert "stopped" in stopped.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watching(
+    installation: Installation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[prometheus_server.PrometheusServer | None]:
+    """A Prometheus that sees the main job from its beginning; None where there is none to be had."""
+    targets = prometheus_server.targets_of(dict(installation.settings.urls()))
+    try:
+        server = prometheus_server.start(tmp_path_factory.mktemp("prometheus"), targets)
+    except pytest.skip.Exception:
+        yield None
+        return
+    try:
+        yield server
+    finally:
+        server.child.stop(10)
 
 
 @pytest.fixture(scope="session")

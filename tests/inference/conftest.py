@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from textmill_inference.gateway.app import Gateway
 from textmill_inference.gateway.keys import KeyRing
+from textmill_inference.gateway.ports import Outcome
 
 
 @dataclass
@@ -117,14 +118,30 @@ class OpenAIServer:
 
 @dataclass
 class FakeUpstream:
-    """An engine as the gateway sees it."""
+    """An engine as the gateway sees it, and the route that leads to it alone."""
 
     name: str
     url: str
     ready: bool = True
     trouble: str = ""
+    model: str = ""
+    shadow: "FakeUpstream | None" = None
+    in_flight: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
     suspected: int = 0
     on_suspect: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.model = self.model or self.name
+
+    def choose(self, sample: float) -> "FakeUpstream":
+        return self
+
+    def take_shadow(self) -> "FakeUpstream | None":
+        return self.shadow
+
+    def note(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
 
     def suspect(self) -> None:
         self.suspected += 1

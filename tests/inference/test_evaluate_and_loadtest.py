@@ -1,5 +1,6 @@
 """Both jobs against a real gateway in front of a real server: from the dataset in the store to the report."""
 
+import hashlib
 import io
 import threading
 
@@ -10,12 +11,15 @@ import pytest
 from textmill.contracts.datasets import Counts, DatasetManifest, Message, Record
 from textmill.contracts.documents import Span
 from textmill.contracts.jobs import EvaluateJob, LoadtestJob
-from textmill.contracts.serving import EvaluationReport, LoadtestReport
+from textmill.contracts.loadoptions import LoadtestOptions
+from textmill.contracts.loadreport import LoadtestReport
+from textmill.contracts.serving import EvaluationReport
 from textmill.errors import BadRequest, Cancelled, DependencyDown, JobFailed, NotFound
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_inference.evaluation.evaluate import Evaluator
-from textmill_inference.loadtest.job import Loadtester, check_job
+from textmill_inference.loadtest.generator import Generator
+from textmill_inference.loadtest.job import Loadtester
 
 DATASET = "ds_" + "1" * 32
 
@@ -113,13 +117,24 @@ def test_a_cancelled_evaluation_lets_go(gateway, ctx, waits):
 
 
 def load(**changed):
-    values = {"model": "small", "concurrencies": (1, 4), "requests_per_level": 8, "seconds_per_level": 20}
+    values = {
+        "model": "small",
+        "concurrencies": (1, 4),
+        "requests_per_level": 8,
+        "seconds_per_level": 20,
+        "warm_up_s": 0,
+    }
     return LoadtestJob(**{**values, **changed})
+
+
+def load_tester(url, key=""):
+    """Uncalibrated, since here nothing is concluded from times, and without a look that the server would count."""
+    return Loadtester(url, key, generator=lambda key, traces: Generator(key=key, calibrate_s=0, workers=1, look=False))
 
 
 def run(gateway, ctx, **changed):
     job = load(**changed)
-    output = Loadtester(gateway.url)(job, ctx)
+    output = load_tester(gateway.url)(job, ctx)
     assert output.manifest_key == f"loadtests/{job.loadtest_id}/report.json"
     return LoadtestReport.model_validate(output.manifest)
 
@@ -130,57 +145,32 @@ def test_a_load_test_reports_each_level(gateway, ctx):
     assert [level.concurrency for level in report.levels] == [1, 4]
     for level in report.levels:
         assert (level.requests, level.succeeded, level.errors) == (8, 8, {})
-        assert level.output_tokens_per_s * level.seconds == pytest.approx(8 * 4)
+        assert level.output_tokens == 8 * 4
         assert level.itl_ms.samples == 8 * 3
-        assert level.ttft_ms.p50 >= 10
-        assert level.e2e_ms.p50 >= 40
-        assert level.ttft_ms.p99 is None
+        assert level.ttft_ms.mean >= 10
+        assert level.e2e_ms.mean >= 40
+        assert (level.ttft_ms.p50, level.ttft_ms.p99) == (None, None)
     assert {body["messages"][-1]["content"] for body in gateway.engine.bodies} == {f"Question {i}?" for i in range(3)}
-    assert all(body["stream"] for body in gateway.engine.bodies)
-
-
-def test_a_chunk_of_several_tokens_counts_each_of_them(gateway, ctx):
-    gateway.engine.words, gateway.engine.words_per_chunk, gateway.engine.gap_s = ["a"] * 12, 4, 0.04
-    level = run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0]
-    assert level.output_tokens_per_s * level.seconds == pytest.approx(2 * 12)
-    assert level.itl_ms.samples == 2 * 8
-    assert level.itl_ms.p50 == pytest.approx(10, abs=9)
+    assert report.verdict.headline
 
 
 def test_errors_are_counted_by_class(gateway, ctx):
     gateway.engine.error_status = 429
     assert run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0].errors == {"429": 2}
     gateway.engine.error_status = 400
-    assert run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0].errors == {"4xx": 2}
+    level = run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0]
+    assert (level.errors, level.error_samples[0].status) == ({"4xx": 2}, 400)
     gateway.engine.error_status, gateway.engine.break_after = None, 2
     assert run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0].errors == {"broken_stream": 2}
-    gateway.engine.break_after, gateway.engine.words = None, []
-    assert run(gateway, ctx, concurrencies=(1,), requests_per_level=2).levels[0].errors == {"wrong_content": 2}
-    gateway.engine.words, gateway.engine.gap_s = ["a"], 30
-    level = run(gateway, ctx, concurrencies=(1,), requests_per_level=1, timeout_s=0.3).levels[0]
-    assert (level.errors, level.succeeded, level.ttft_ms) == ({"timeout": 1}, 0, None)
 
 
-def test_a_target_that_refuses_and_one_that_resets(gateway, ctx):
-    level = run(gateway, ctx, concurrencies=(1,), requests_per_level=1, target_url="http://127.0.0.1:9").levels[0]
-    assert level.errors == {"refused": 1}
-    gateway.engine.refuse_next = 1
-    target = gateway.engine.url + "/v1"
-    level = run(gateway, ctx, concurrencies=(1,), requests_per_level=2, target_url=target).levels[0]
-    assert (level.errors, level.succeeded) == ({"reset": 1}, 1)
-
-
-def test_the_clock_ends_a_level_and_requests_under_way_still_count(gateway, ctx):
-    gateway.engine.gap_s = 0.05
-    level = run(gateway, ctx, concurrencies=(2,), requests_per_level=1000, seconds_per_level=0.5).levels[0]
-    assert 0 < level.requests < 1000
-    assert level.succeeded == level.requests
-    assert level.errors == {}
-
-
-def test_our_key_goes_to_our_gateway_alone(gateway, ctx):
-    Loadtester(gateway.url, "sk-secret")(load(concurrencies=(1,), requests_per_level=1), ctx)
-    Loadtester("http://127.0.0.1:9", "sk-secret")(
+def test_our_key_goes_to_our_gateway_alone(make_gateway, ctx):
+    gateway = make_gateway(keys=(hashlib.sha256(b"sk-secret").hexdigest(),))
+    report = LoadtestReport.model_validate(
+        load_tester(gateway.url, "sk-secret")(load(concurrencies=(1,), requests_per_level=2), ctx).manifest
+    )
+    assert report.levels[0].succeeded == 2
+    load_tester("http://127.0.0.1:9", "sk-secret")(
         load(concurrencies=(1,), requests_per_level=1, target_url=gateway.engine.url), ctx
     )
     assert all("authorization" not in headers for headers in gateway.engine.headers)
@@ -192,20 +182,27 @@ def test_a_cancelled_load_test_ends_its_generator(gateway, ctx, waits):
 
     def work():
         try:
-            Loadtester(gateway.url)(load(), ctx)
+            load_tester(gateway.url)(load(), ctx)
         except Cancelled as exc:
             caught.append(exc)
 
     thread = threading.Thread(target=work)
     thread.start()
-    waits(lambda: gateway.engine.bodies != [], "the first request")
+    waits(lambda: gateway.engine.bodies != [], "the first request", 30)
     ctx.stop(Cancelled("by its owner"))
-    thread.join(5)
+    thread.join(30)
     assert caught
-    waits(lambda: gateway.engine.cancelled == 1, "the request under way to be cancelled")
+    waits(lambda: gateway.engine.cancelled >= 1, "the request under way to be cancelled")
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8100", "http://"])
 def test_a_target_that_is_no_http_address_is_refused(url):
     with pytest.raises(BadRequest, match="no HTTP address"):
-        check_job(load(target_url=url))
+        Loadtester("").check(load(target_url=url))
+
+
+def test_a_recipes_options_are_still_those_of_before():
+    options = LoadtestOptions(concurrencies=(1, 4), requests_per_level=8, seconds_per_level=5, max_tokens=9)
+    assert [arrivals.concurrency for arrivals in options.sweep()] == [1, 4]
+    with pytest.raises(ValueError, match="at least one level"):
+        LoadtestOptions(concurrencies=())

@@ -74,8 +74,9 @@ def test_a_load_test_over_rest_from_submission_to_report(service, engine_server,
     job = view["job"]
     waits(lambda: finished(url, job["job_id"]), "the load test to end", 60)
     _, report = call(f"{url}/v1/loadtests/{job['loadtest_id']}")
-    assert [level["succeeded"] for level in report["levels"]] == [4, 4]
-    assert call(f"{url}/v1/loadtests")[1]["items"] == [report]
+    assert report["state"] == "succeeded"
+    assert [level["succeeded"] for level in report["report"]["levels"]] == [4, 4]
+    assert call(f"{url}/v1/loadtests")[1]["items"] == [{**report, "report": None}]
     assert len(engine_server.bodies) >= 8
 
 

@@ -6,13 +6,13 @@ import pytest
 from ingest_cases import context_for, kept
 
 from textmill.contracts.base import new_id
-from textmill.contracts.documents import CorpusManifest, CrawlManifest, CrawlOutcome, Passage
-from textmill.contracts.jobs import CorpusJob, SplitRule
+from textmill.contracts.documents import CorpusManifest, CrawlManifest, CrawlOutcome, Document, Passage
+from textmill.contracts.jobs import CorpusJob, HarvestJob, SplitRule
 from textmill.errors import BadRequest, Cancelled, JobFailed
 from textmill.store import MemoryStore
 from textmill.worker import JobContext
 from textmill_ingest.documents import Source, keep_document
-from textmill_ingest.worker import build_corpus
+from textmill_ingest.worker import build_corpus, keep_harvest
 
 
 def built(store: MemoryStore, job: CorpusJob) -> tuple[CorpusManifest, list[Passage]]:
@@ -119,3 +119,20 @@ def test_progress_tells_bytes_and_passages():
     assert context.current.done == context.current.total == document.size_bytes
     assert context.current.figures == {"passages": 1000}
     assert json.loads(json.dumps(output.manifest))["passages"] == 1000
+
+
+def test_a_harvest_is_kept_as_a_document_however_often_it_is_done():
+    store = MemoryStore()
+    job = HarvestJob(harvest_id=new_id("hrv"), rows_key="traffic/harvests/x/rows.jsonl", name="traffic-x.jsonl")
+    store.put(job.rows_key, b'{"text": "[user]\\nhi\\n\\n[assistant]\\nhello"}\n')
+    first, again = (Document.model_validate(keep_harvest(job, context_for(store)).manifest) for _ in range(2))
+    assert first == again
+    assert (first.name, first.media_type) == ("traffic-x.jsonl", "application/jsonl")
+    _, passages = built(store, CorpusJob(document_ids=(first.document_id,)))
+    assert passages[-1].text.endswith("hello")
+
+
+def test_a_harvest_whose_rows_are_gone_fails():
+    job = HarvestJob(harvest_id=new_id("hrv"), rows_key="traffic/harvests/x/rows.jsonl", name="x.jsonl")
+    with pytest.raises(JobFailed, match="harvest the traffic again"):
+        keep_harvest(job, context_for(MemoryStore()))

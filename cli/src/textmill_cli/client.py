@@ -21,6 +21,7 @@ _SUBMIT_PATHS = {
     "crawl": "/v1/crawls", "corpus": "/v1/corpora", "synth": "/v1/datasets", "train": "/v1/runs",
     "preflight": "/v1/preflights", "mix": "/v1/mixtures", "freeze": "/v1/freezes", "export": "/v1/exports",
     "deploy": "/v1/deployments", "evaluate": "/v1/evaluations", "loadtest": "/v1/loadtests",
+    "compare": "/v1/comparisons",
 }  # fmt: skip
 
 
@@ -52,6 +53,23 @@ class Client:
         if response.status >= 400:
             raise _error(service, response.status, response.data)
         return response.data
+
+    def stream(self, service: str, path: str, last_event_id: str = "") -> Iterator[str]:
+        """The lines of server-sent events as they come, from the one after ``last_event_id``."""
+        url = self._settings.urls()[service] + path
+        token = self._settings.token.get_secret_value()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= {"Last-Event-ID": last_event_id} if last_event_id else {}
+        try:
+            response = self._http.request("GET", url, headers=headers, preload_content=False)
+            if response.status >= 400:
+                raise _error(service, response.status, response.read())
+            rest = b""
+            for data in response.stream(65_536):
+                *lines, rest = (rest + data).split(b"\n")
+                yield from (line.decode() for line in lines)
+        except urllib3.exceptions.HTTPError as exc:
+            raise DependencyDown(f"{service} at {url} broke off or can't be reached") from exc
 
     def upload(self, path: Path, name: str) -> Document:
         """Stream a file to ingest, trying again while it can't be reached. The same bytes twice are one document."""

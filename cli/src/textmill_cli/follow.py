@@ -24,7 +24,7 @@ _TITLES = {
     "crawl": "fetching pages", "corpus": "splitting into passages", "synth": "making records", "train": "training",
     "preflight": "trying a few passages", "mix": "mixing datasets", "freeze": "freezing the review",
     "export": "exporting the model", "deploy": "deploying", "evaluate": "asking base and tuned model",
-    "loadtest": "load test",
+    "loadtest": "load test", "compare": "asking the models in turn", "harvest": "keeping the traffic",
 }  # fmt: skip
 
 

@@ -12,9 +12,12 @@ import typer
 from textmill.contracts.jobs import JOB_KINDS, JobView
 from textmill.errors import BadRequest, TextmillError
 from textmill_cli import chat as chatting
+from textmill_cli import compare, deployments, keys, output, preflight, report, traffic
 from textmill_cli import demo as demonstration
-from textmill_cli import output, preflight, report
+from textmill_cli import loadtest as loadtesting
+from textmill_cli.backup_command import restore_backup, take_backup
 from textmill_cli.client import Client
+from textmill_cli.cluster_doctor import examine_cluster
 from textmill_cli.doctor import examine
 from textmill_cli.fault_llm.command import fault_llm
 from textmill_cli.follow import explain_failure, follow, watch
@@ -26,6 +29,14 @@ from textmill_cli.settings import SERVICE_OF_KIND, CliSettings
 app = typer.Typer(help="Private raw text in, a served and measured language model out.", no_args_is_help=True)
 jobs_app = typer.Typer(help="Look at jobs, cancel them, run failed ones again.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+deployments_app = typer.Typer(help="Which model answers to which name, and new versions.", no_args_is_help=True)
+app.add_typer(deployments_app, name="deployments")
+keys_app = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+compare_app = typer.Typer(help="Models side by side: answers, blind votes, ratings.", no_args_is_help=True)
+app.add_typer(compare_app, name="compare")
+traffic_app = typer.Typer(help="The request log, and what is made of it.", no_args_is_help=True)
+app.add_typer(traffic_app, name="traffic")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -124,9 +135,13 @@ def logs(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    cluster: Annotated[bool, typer.Option("--cluster", help="An installation elsewhere, by its URLs.")] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where kubectl finds it.")] = "textmill",
+    as_json: AsJson = False,
+) -> None:
     """What is missing or misconfigured, and the command that mends it. Exit code 1 if anything is."""
-    found = examine(CliSettings())
+    found = examine_cluster(CliSettings(), namespace) if cluster else examine(CliSettings())
     if as_json:
         output.print_json([vars(finding) for finding in found])
     else:
@@ -258,7 +273,19 @@ def demo(
         print((folder / "report.json").read_text(encoding="utf-8"))
 
 
+app.command("backup")(_clear_errors()(take_backup))
+app.command("restore")(_clear_errors()(restore_backup))
 app.command("fault-llm")(_clear_errors()(fault_llm))
+app.command("loadtest")(_clear_errors()(loadtesting.loadtest))
+for _name, _command in deployments.COMMANDS.items():
+    deployments_app.command(_name)(_clear_errors()(_command))
+app.command("rollback")(_clear_errors()(deployments.rollback))
+for _name, _command in keys.COMMANDS.items():
+    keys_app.command(_name)(_clear_errors()(_command))
+for _name, _command in compare.COMMANDS.items():
+    compare_app.command(_name)(_clear_errors()(_command))
+for _name, _command in traffic.COMMANDS.items():
+    traffic_app.command(_name)(_clear_errors()(_command))
 
 
 @jobs_app.command("list")

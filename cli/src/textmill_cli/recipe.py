@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from textmill.contracts.base import Contract, Name
-from textmill.contracts.jobs import EvaluateOptions, LoadtestOptions, SplitRule
+from textmill.contracts.jobs import EvaluateOptions, SplitRule
+from textmill.contracts.loadoptions import LoadtestOptions
 from textmill.contracts.synthesis import QuestionSet, SynthOptions
 from textmill.contracts.training import TrainOptions
 from textmill.errors import BadRequest

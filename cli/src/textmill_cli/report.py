@@ -17,8 +17,9 @@ from pydantic import JsonValue
 from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.documents import CorpusManifest
 from textmill.contracts.jobs import JobView
+from textmill.contracts.loadreport import LoadtestReport
 from textmill.contracts.runs import EvalMetrics, ModelManifest, StepMetrics
-from textmill.contracts.serving import EvaluationReport, LoadtestReport
+from textmill.contracts.serving import EvaluationReport
 from textmill.contracts.verdict import TrainVerdict
 from textmill.errors import NotFound
 from textmill_cli.client import Client
@@ -169,22 +170,27 @@ def _plots(found: Findings) -> dict[str, str]:
         plots["loss"] = _plot([train, *_eval_series(found.evals)], "step", "loss (nats per token)")
     levels = found.loadtest.levels if found.loadtest else ()
     if levels:
-        x = [level.concurrency for level in levels]
+        x = [level.load for level in levels]
         plots["throughput"] = _plot(
             [(x, [v.output_tokens_per_s for v in levels], "")], "concurrent streams", "tokens/s", log_x=True
         )
-        timed = [level for level in levels if level.ttft_ms and level.e2e_ms]
-        x = [level.concurrency for level in timed]
-        p50 = [v.ttft_ms.p50 for v in timed if v.ttft_ms]
-        p90 = [v.ttft_ms.p90 for v in timed if v.ttft_ms]
-        plots["latency"] = _plot(
-            [(x, p50, "p50"), (x, p90, "p90")], "concurrent streams", "time to first token (ms)", log_x=True
-        )
+        series = [
+            _claimed([(v.load, v.ttft_ms.p50) for v in levels if v.ttft_ms], "p50"),
+            _claimed([(v.load, v.ttft_ms.p90) for v in levels if v.ttft_ms], "p90"),
+        ]
+        if any(x for x, _, _ in series):
+            plots["latency"] = _plot(series, "concurrent streams", "time to first token (ms)", log_x=True)
     return plots
 
 
 _Series = tuple[Sequence[float], Sequence[float], str]
 _EVAL_LABELS = {"eval_loss": "eval split", "heldout_loss": "held-out wordings", "probe_loss": "other wordings"}
+
+
+def _claimed(points: Sequence[tuple[float, float | None]], label: str) -> _Series:
+    """Without the loads at which too few requests were answered to claim the percentile."""
+    found = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in found], [y for _, y in found], label
 
 
 def _eval_series(evals: Sequence[EvalMetrics]) -> list[_Series]:
@@ -206,7 +212,8 @@ def _plot(series: Sequence[_Series], x_label: str, y_label: str, log_x: bool = F
             axes.plot(x, y, marker="o" if len(x) < 40 else "", markersize=3, linewidth=1.4, label=label or None)
     if log_x:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(series[0][0]), [f"{x:g}" for x in series[0][0]])
+        ticks = sorted({value for x, _, _ in series for value in x})
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     if any(label for x, _, label in series if x):
         axes.legend(frameon=False)
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -17,9 +17,9 @@ DEFAULT_PORTS = {
     "broker": 9092,
 }
 SERVICE_OF_KIND = {
-    "crawl": "ingest", "corpus": "ingest",
+    "crawl": "ingest", "corpus": "ingest", "harvest": "ingest",
     "preflight": "synth", "synth": "synth", "mix": "synth", "freeze": "synth", "train": "trainer", "export": "trainer",
-    "deploy": "inference", "evaluate": "inference", "loadtest": "inference",
+    "deploy": "inference", "evaluate": "inference", "loadtest": "inference", "compare": "inference",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from pydantic import BaseModel, SecretStr
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from textmill.census import Census
 from textmill.contracts.base import Id, new_id
 from textmill.contracts.jobs import BaseJob, JobKind, JobView
 from textmill.errors import DependencyDown, JobFailed, NotFound, TextmillError, Unauthorized
@@ -29,10 +30,20 @@ from textmill.jobs import Jobs
 from textmill.telemetry import HTTP_REQUESTS, HTTP_SECONDS
 
 log = logging.getLogger(__name__)
-OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+OPEN_PATHS = (
+    "/healthz",
+    "/health",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/compare/vote",
+    "/compare/results",
+)
 PROBLEM = "application/problem+json"
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 Check = Callable[[], None]
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Page(BaseModel):
@@ -53,14 +64,18 @@ def create_app(
     kinds: Sequence[JobKind],
     checks: Mapping[str, Check],
     token: SecretStr | None = None,
+    also: Callable[[Headers], bool] | None = None,
 ) -> FastAPI:
-    """An app with all that services share. ``checks`` raise when the service can't work; they decide /readyz."""
+    """An app with all that services share. ``checks`` raise when the service can't work; they decide /readyz.
+
+    Where a ``token`` guards it, ``also`` may let in requests that carry something else.
+    """
     app = FastAPI(title=f"textmill {service}", version="0.1.0", redoc_url=None, separate_input_output_schemas=False)
     _add_problem_handlers(app)
-    app.include_router(_health_router(checks))
+    app.include_router(_health_router(checks, Census(jobs, kinds)))
     app.include_router(_jobs_router(jobs, kinds))
     if token is not None and token.get_secret_value():
-        app.add_middleware(BearerAuth, token=token.get_secret_value())
+        app.add_middleware(BearerAuth, token=token.get_secret_value(), also=also)
     app.add_middleware(RequestTelemetry)
     return app
 
@@ -118,7 +133,7 @@ def _add_problem_handlers(app: FastAPI) -> None:
         return problem(exc.status_code, code, str(exc.detail), exc.headers)
 
 
-def _health_router(checks: Mapping[str, Check]) -> APIRouter:
+def _health_router(checks: Mapping[str, Check], census: Census) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="Alive: the process answers")
@@ -141,6 +156,7 @@ def _health_router(checks: Mapping[str, Check]) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics")
     def metrics() -> Response:
+        census.refresh()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -256,16 +272,17 @@ class RequestTelemetry:
 class BearerAuth:
     """Refuses what doesn't carry the service's token, save health, metrics and docs."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, also: Callable[[Headers], bool] | None = None) -> None:
         self._app = app
         self._expected = f"Bearer {token}".encode()
+        self._also = also
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, self._expected):
+        if hmac.compare_digest(given, self._expected) or (self._also is not None and self._also(scope["headers"])):
             await self._app(scope, receive, send)
             return
         error = Unauthorized("this service wants 'Authorization: Bearer <token>' with its TEXTMILL_..._TOKEN")

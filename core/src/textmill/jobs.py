@@ -22,6 +22,7 @@ import random
 import re
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -343,6 +344,15 @@ class Jobs:
     def open_count(self, kind: str) -> int:
         """How many jobs of a kind aren't settled: they wait or run."""
         return sum(1 for _ in self.store.list(f"open/{kind}/"))
+
+    def open_since(self, kind: str, look_at: int = 10) -> tuple[int, float]:
+        """How many are open, and the age in seconds of the oldest of the first ``look_at``; ids mostly sort by time."""
+        keys = [item.key for item in self.store.list(f"open/{kind}/")]
+        ages = [0.0]
+        for key in keys[:look_at]:
+            with suppress(NotFound, ValueError):
+                ages.append((self.now() - datetime.fromisoformat(self.store.get(key).decode())).total_seconds())
+        return len(keys), max(ages)
 
     def recover(self, kind: str) -> Iterator[str]:
         """The jobs that wait and that nobody holds. Settles what a crash left half settled."""

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,9 +48,16 @@ def open_jobs(store: S3Store, bus: JobBus, settings: ServiceSettings) -> Jobs:
 def open_backends(settings: ServiceSettings) -> tuple[S3Store, JobBus, Jobs]:
     """What every ``main`` begins with: logging, store, bus, jobs."""
     configure_logging(settings.log_level)
+    _end_at_sigterm()
     bus = BusSettings().open()
     store = open_store(StoreSettings())
     return store, bus, open_jobs(store, bus, settings)
+
+
+def _end_at_sigterm() -> None:
+    """Until the server listens for signals itself: the kernel gives process 1 of a container none that it ignores."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def pace(settings: ServiceSettings) -> Pace:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -19,12 +20,28 @@ JOB_SECONDS = Histogram(
     buckets=(0.1, 1, 5, 15, 60, 300, 1_800, 7_200, 43_200),
 )
 JOBS_OPEN = Gauge("textmill_jobs_open", "Jobs that wait or run, at the last look", ["kind"])
+JOBS_RUNNING = Gauge("textmill_jobs_running", "Attempts at work in this process", ["kind"])
+JOBS_OLDEST_SECONDS = Gauge("textmill_jobs_oldest_open_seconds", "Age of the oldest open job, 0 for none", ["kind"])
 DEAD_LETTERS = Counter(
     "textmill_dead_letters_total", "Jobs and messages sent to the dead-letter topic", ["kind", "reason"]
 )
 RINGS_FAILED = Counter(
     "textmill_job_rings_failed_total", "Wake-ups the broker didn't take; recovery makes up for them", ["kind"]
 )
+
+_ENDS = ("succeeded", "failed", "cancelled")
+_OUTCOMES = (*_ENDS, "retry", "drained", "dependency_down", "lease_lost", "lost_commit")
+
+
+def begin_at_zero(kinds: Iterable[str]) -> None:
+    """A series that begins with its first event hides that one from ``increase()``, so each begins before it."""
+    for kind in kinds:
+        JOBS_RUNNING.labels(kind)
+        for state in _ENDS:
+            JOBS_FINISHED.labels(kind, state)
+        for outcome in _OUTCOMES:
+            JOB_ATTEMPTS.labels(kind, outcome)
+
 
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 

@@ -18,7 +18,15 @@ from textmill.contracts.jobs import JobKind, Output, Progress, Result
 from textmill.errors import Cancelled, DependencyDown, Draining, JobFailed, LeaseLost, Stopped, TextmillError, Transient
 from textmill.jobs import Attempt, Jobs, parse_job_id, worker_name
 from textmill.store import ObjectStore
-from textmill.telemetry import DEAD_LETTERS, JOB_ATTEMPTS, JOB_SECONDS, JOBS_FINISHED, JOBS_OPEN
+from textmill.telemetry import (
+    DEAD_LETTERS,
+    JOB_ATTEMPTS,
+    JOB_SECONDS,
+    JOBS_FINISHED,
+    JOBS_OPEN,
+    JOBS_RUNNING,
+    begin_at_zero,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +87,7 @@ class Worker:
         self._draining = threading.Event()
         self._recover_at = 0.0
         self._pause_s = 0.0
+        begin_at_zero(handlers)
 
     def run(self) -> None:
         """Block until drained. No error of a store, broker or handler ends it."""
@@ -183,8 +192,9 @@ class Worker:
         thread = threading.Thread(
             target=self._handle, args=(attempt, context, outcome), name=attempt.job.job_id, daemon=True
         )
-        thread.start()
-        self._supervise(thread, attempt, context)
+        with JOBS_RUNNING.labels(kind).track_inprogress():
+            thread.start()
+            self._supervise(thread, attempt, context)
         if thread.is_alive():
             outcome = _Outcome(error=context.stop_error)
         seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
 """The HTTP side: reads requests, asks a plan what to do with each, does that, and counts.
 
-Serves ``/v1/chat/completions`` (whole or streamed), ``/v1/models``, ``/healthz``; and ``/stats``, which a DELETE lets
-count anew. Knows nothing of rates or prompts.
+Serves ``/v1/chat/completions`` and ``/v1/completions`` (whole or streamed), ``/v1/models``, ``/healthz`` and vLLM's
+``/health``; and ``/stats``, which a DELETE lets count anew. Knows nothing of rates or prompts.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from textmill_cli.fault_llm.stats import Stats
 MODEL = "fault-llm"
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 _BACKLOG = 4096
+_CHAT = "/v1/chat/completions"
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _PIECE = re.compile(r"\S+\s*|\s+")
 
@@ -37,9 +38,11 @@ class FaultServer:
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port: a free one for 0. Raises ``OSError`` when the port is taken."""
         app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post(_CHAT, self._answer)
+        app.router.add_post("/v1/completions", self._answer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/health", self._healthz)
         app.router.add_get("/stats", self._stats)
         app.router.add_delete("/stats", self._begin_anew)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -68,7 +71,7 @@ class FaultServer:
         self.stats = Stats(time.monotonic())
         return web.Response(status=204)
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         arrived, stats = time.monotonic(), self.stats
         number = stats.open(arrived)
         try:
@@ -106,6 +109,8 @@ def _read(data: bytes) -> dict[str, JsonValue] | None:
         body = json.loads(data)
     except ValueError:
         return None
+    if isinstance(body, dict) and "messages" not in body and isinstance(prompt := body.get("prompt"), str):
+        body["messages"] = [{"role": "user", "content": prompt}]
     return body if isinstance(body, dict) else None
 
 
@@ -114,7 +119,8 @@ async def _perform(request: web.Request, body: dict[str, JsonValue], reply: Repl
         case Say() if body.get("stream"):
             return await _stream(request, body, reply)
         case Say():
-            return web.Response(body=_dump(completion(reply, body)), content_type="application/json")
+            whole = completion(reply, body) if request.path == _CHAT else text_completion(reply, body)
+            return web.Response(body=_dump(whole), content_type="application/json")
         case Status(status, retry_after, message):
             headers = {"Retry-After": retry_after} if retry_after is not None else {}
             error = {"message": message, "type": "planted_fault", "param": None, "code": str(status)}
@@ -137,11 +143,18 @@ def completion(said: Say, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {**_head(body, "chat.completion"), "choices": [choice], "usage": _usage(said)}
 
 
+def text_completion(said: Say, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """OpenAI's completion object."""
+    choice: dict[str, JsonValue] = {"index": 0, "text": said.text, "finish_reason": said.finish_reason}
+    return {**_head(body, "text_completion"), "choices": [choice], "usage": _usage(said)}
+
+
 async def _stream(request: web.Request, body: dict[str, JsonValue], said: Say) -> web.StreamResponse:
     """A word an event, all at once; the usage at the end if the request wants it."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    await response.write(b"".join(_events(body, said)) + b"data: [DONE]\n\n")
+    events = _events(body, said) if request.path == _CHAT else _text_events(body, said)
+    await response.write(b"".join([*events, *_usage_event(body, said)]) + b"data: [DONE]\n\n")
     return response
 
 
@@ -152,8 +165,20 @@ def _events(body: dict[str, JsonValue], said: Say) -> Iterator[bytes]:
     for delta in deltas:
         yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
     yield _event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": said.finish_reason}]})
+
+
+def _text_events(body: dict[str, JsonValue], said: Say) -> Iterator[bytes]:
+    head = _head(body, "text_completion")
+    pieces = _PIECE.findall(said.text) or [""]
+    for number, piece in enumerate(pieces, start=1):
+        reason = said.finish_reason if number == len(pieces) else None
+        yield _event({**head, "choices": [{"index": 0, "text": piece, "finish_reason": reason}]})
+
+
+def _usage_event(body: dict[str, JsonValue], said: Say) -> Iterator[bytes]:
     options = body.get("stream_options")
     if isinstance(options, dict) and options.get("include_usage"):
+        head = _head(body, "chat.completion.chunk")
         yield _event({**head, "choices": [], "usage": _usage(said)})
 
 

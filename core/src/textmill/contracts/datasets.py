@@ -23,8 +23,10 @@ Strategy = Literal[
     "self_instruct",
     "evolve",
     "prompt",
+    "logged",
 ]
-"""``qa`` answers the owner's questions, ``pairs`` has the LLM write its own, ``bridge`` asks across two passages."""
+"""``qa`` answers the owner's questions, ``pairs`` has the LLM write its own, ``bridge`` asks across two passages,
+``logged`` takes a logged conversation as it is."""
 Axis = Literal["plain", "register", "keyword", "typo", "persona", "follow_up", "indirect", "language"]
 """In what respect a wording differs from the plain question."""
 Rung = Literal["as_asked", "json_repair", "partial", "asked_again", "split"]

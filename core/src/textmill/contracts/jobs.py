@@ -7,15 +7,29 @@ follow, each with its ids already in place, so that a whole recipe is one submis
 from datetime import datetime
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from textmill.contracts.base import Contract, Id, Name, StoredContract, new_id, utc_now
 from textmill.contracts.exports import ExportFormat
+from textmill.contracts.loadoptions import Address, KeyFrom, LoadtestOptions, Versus
+from textmill.contracts.pairwise import CompareOptions
 from textmill.contracts.synthesis import MixSource, SynthOptions
 from textmill.contracts.training import SOURCE_OF_OBJECTIVE, TrainOptions
 
 JobKind = Literal[
-    "crawl", "corpus", "preflight", "synth", "mix", "freeze", "train", "export", "deploy", "evaluate", "loadtest"
+    "crawl",
+    "corpus",
+    "preflight",
+    "synth",
+    "mix",
+    "freeze",
+    "train",
+    "export",
+    "deploy",
+    "evaluate",
+    "loadtest",
+    "compare",
+    "harvest",
 ]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -138,12 +152,32 @@ class ExportJob(BaseJob):
 
 
 class DeployJob(BaseJob):
-    """Let ``name`` answer with ``model_id``: starts an engine, or swaps the model of the one that has the name."""
+    """Let ``name`` answer with ``model_id``: starts an engine, or swaps the model of the one that has the name.
+
+    With ``canary_percent`` it answers so many of the requests, beside the version that is there; with
+    ``shadow_percent`` it gets a copy of so many and nobody sees its answers. A canary is taken back when its error rate
+    exceeds the stable version's by more than ``max_error_excess`` after ``min_requests`` to each.
+
+    ``unmerged`` serves the model's LoRA adapter on the base model's engine instead of an engine of its own.
+    ``rollback_from`` is the deployment that this one takes back: it is left out of the versions to go back to.
+    """
 
     kind: Literal["deploy"] = "deploy"
     deployment_id: Id = Field(default_factory=lambda: new_id("dep"))
     name: Name
     model_id: Id
+    canary_percent: float | None = Field(default=None, ge=0, le=100)
+    shadow_percent: float | None = Field(default=None, ge=0, le=100)
+    max_error_excess: float = Field(default=0.05, ge=0, le=1)
+    min_requests: int = Field(default=50, ge=1, le=1_000_000)
+    unmerged: bool = False
+    rollback_from: Id | None = None
+
+    @model_validator(mode="after")
+    def _one_role(self) -> "DeployJob":
+        if self.canary_percent is not None and self.shadow_percent is not None:
+            raise ValueError("canary_percent and shadow_percent exclude each other: deploy twice, once for each")
+        return self
 
 
 class EvaluateOptions(Contract):
@@ -172,32 +206,42 @@ class EvaluateJob(EvaluateOptions, BaseJob):
     after: str
 
 
-class LoadtestOptions(Contract):
-    """The load: each concurrency in turn (closed loop), bounded in requests and in time."""
-
-    prompts: tuple[str, ...] = ()
-    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    requests_per_level: int = Field(default=64, ge=1, le=1_000_000)
-    seconds_per_level: float = Field(default=20.0, gt=0, le=3_600)
-    max_tokens: int = Field(default=32, ge=1, le=8_192)
-    timeout_s: float = Field(default=60.0, gt=0, le=3_600)
-
-    @field_validator("concurrencies")
-    @classmethod
-    def _bounded(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 1 or max(value) > 10_000:
-            raise ValueError("concurrencies must name at least one level, each from 1 to 10000")
-        return value
-
-
 class LoadtestJob(LoadtestOptions, BaseJob):
-    """Drive an OpenAI-compatible endpoint, our own gateway by default."""
+    """Drive an OpenAI-compatible endpoint, our own gateway by default. ``versus`` is a second one to compare with.
+
+    ``metrics_url`` is where the target's server has its Prometheus metrics, by default /metrics at its root.
+    """
 
     kind: Literal["loadtest"] = "loadtest"
     loadtest_id: Id = Field(default_factory=lambda: new_id("lt"))
     model: str
-    target_url: str | None = None
+    target_url: Address | None = None
+    key_from: KeyFrom | None = None
+    metrics_url: Address | None = None
+    versus: Versus | None = None
     dataset_id: Id | None = None
+
+    @model_validator(mode="after")
+    def _compares_loads(self) -> "LoadtestJob":
+        if self.versus is not None and self.capacity is not None:
+            raise ValueError("versus compares set loads: name concurrencies, rates or loads instead of capacity")
+        return self
+
+
+class CompareJob(CompareOptions, BaseJob):
+    """Put the same prompts to several served models, for people and a judge to compare."""
+
+    kind: Literal["compare"] = "compare"
+    comparison_id: Id = Field(default_factory=lambda: new_id("cmp"))
+
+
+class HarvestJob(BaseJob):
+    """Make a document of harvested traffic: the rows at ``rows_key``, kept under ``name``."""
+
+    kind: Literal["harvest"] = "harvest"
+    harvest_id: Id
+    rows_key: str
+    name: str
 
 
 Job = Annotated[
@@ -211,7 +255,9 @@ Job = Annotated[
     | ExportJob
     | DeployJob
     | EvaluateJob
-    | LoadtestJob,
+    | LoadtestJob
+    | CompareJob
+    | HarvestJob,
     Field(discriminator="kind"),
 ]
 for _kind in (BaseJob, *get_args(get_args(Job)[0])):

@@ -1,69 +1,29 @@
-"""The control routes: deploy, evaluate, load-test, and read what came of it. The hot path is the gateway's."""
+"""The control routes: deploy, evaluate, and read what came of it. Load tests have their own, the hot path is the gateway's."""
 
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
 
 from textmill.contracts.base import StoredContract
-from textmill.contracts.jobs import DeployJob, EvaluateJob, LoadtestJob
-from textmill.contracts.serving import Deployment, EvaluationReport, LoadtestReport
+from textmill.contracts.jobs import EvaluateJob
+from textmill.contracts.serving import EvaluationReport
 from textmill.errors import NotFound
 from textmill.http import Page, submission_router
 from textmill.jobs import Jobs
 from textmill.store import ObjectStore
 from textmill_inference.evaluation.evaluate import evaluation_key
-from textmill_inference.loadtest.job import check_job, loadtest_key
+from textmill_inference.rollout.api import deployment_router
 from textmill_inference.rollout.deployments import Deployments
 
 ReportT = TypeVar("ReportT", bound=StoredContract)
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
-class ServedModel(BaseModel):
-    """A name that the gateway answers for. ``deployment`` is None for the base model and attached engines."""
-
-    name: str
-    ready: bool
-    trouble: str = ""
-    deployment: Deployment | None = None
-
-
 def build_router(jobs: Jobs, store: ObjectStore, deployments: Deployments) -> APIRouter:
     router = APIRouter()
-    router.include_router(
-        submission_router("/v1/deployments", DeployJob, jobs, deployments.check_job), tags=["deployments"]
-    )
+    router.include_router(deployment_router(deployments, jobs))
     router.include_router(submission_router("/v1/evaluations", EvaluateJob, jobs), tags=["evaluations"])
-    router.include_router(submission_router("/v1/loadtests", LoadtestJob, jobs, check_job), tags=["loadtests"])
-    router.include_router(_deployment_routes(deployments))
     router.include_router(_report_routes(store))
-    return router
-
-
-def _deployment_routes(deployments: Deployments) -> APIRouter:
-    router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
-
-    def served(name: str, deployment: Deployment | None) -> ServedModel:
-        engine = deployments.engines().get(name)
-        if engine is None:
-            return ServedModel(name=name, ready=False, trouble="waits for its turn to start", deployment=deployment)
-        return ServedModel(name=name, ready=engine.ready, trouble=engine.trouble, deployment=deployment)
-
-    @router.get("", summary="All served names")
-    def list_deployments() -> Page:
-        stored = {deployment.name: deployment for deployment in deployments.stored()}
-        names = sorted({*stored, *deployments.engines()})
-        return Page(items=[served(name, stored.get(name)) for name in names])
-
-    @router.get("/{name}", summary="One served name")
-    def get_deployment(name: str) -> ServedModel:
-        if any(name == deployment.name for deployment in deployments.stored()):
-            return served(name, deployments.get(name))
-        if name in deployments.engines():
-            return served(name, None)
-        raise NotFound(f"no deployment {name!r}; GET /v1/deployments lists them")
-
     return router
 
 
@@ -80,14 +40,6 @@ def _report_routes(store: ObjectStore) -> APIRouter:
         return EvaluationReport.model_validate_json(
             _read(store, evaluation_key(evaluation_id), "evaluation", evaluation_id)
         )
-
-    @router.get("/v1/loadtests", tags=["loadtests"], summary="Load tests, oldest first")
-    def list_loadtests(after: str = "", limit: Limit = 50) -> Page:
-        return _reports(store, "loadtests/", LoadtestReport, after, limit)
-
-    @router.get("/v1/loadtests/{loadtest_id}", tags=["loadtests"], summary="One load test's report")
-    def get_loadtest(loadtest_id: str) -> LoadtestReport:
-        return LoadtestReport.model_validate_json(_read(store, loadtest_key(loadtest_id), "load test", loadtest_id))
 
     return router
 

@@ -76,7 +76,7 @@ def build_app(store: ObjectStore, jobs: Jobs, token: SecretStr, uploads_at_once:
     """``uploads_at_once`` bounds memory; more uploads wait, and their clients with them."""
     threads = ThreadPoolExecutor(uploads_at_once, thread_name_prefix="upload")
     checks = {"store": lambda: _check_store(store)}
-    app = create_app("ingest", jobs=jobs, kinds=("corpus", "crawl"), checks=checks, token=token)
+    app = create_app("ingest", jobs=jobs, kinds=("corpus", "crawl", "harvest"), checks=checks, token=token)
     app.include_router(_upload_router(store, threads), tags=["documents"])
     app.include_router(_document_router(store), tags=["documents"])
     app.include_router(submission_router("/v1/crawls", CrawlJob, jobs), tags=["crawls"])

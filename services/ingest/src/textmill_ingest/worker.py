@@ -1,4 +1,6 @@
-"""The two kinds of job that ingest does: crawl URLs into documents, and split documents into a corpus."""
+"""The kinds of job that ingest does: crawl URLs into documents, keep harvested traffic as one, split documents into a
+corpus.
+"""
 
 import asyncio
 from collections import Counter
@@ -6,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from textmill.contracts.documents import CorpusManifest, CrawlManifest, CrawlOutcome, Document, Language, Passage
-from textmill.contracts.jobs import CorpusJob, CrawlJob, JobKind, Output, SplitRule
+from textmill.contracts.jobs import CorpusJob, CrawlJob, HarvestJob, JobKind, Output, SplitRule
 from textmill.errors import BadRequest, JobFailed, NotFound, Transient
 from textmill.store import ObjectStore
 from textmill.worker import Handler, JobContext
@@ -24,7 +26,11 @@ _TEMPORARY = ("connection_failed", "timeout", "robots_txt_unreachable", "http_42
 
 
 def handlers(politeness: Politeness) -> Mapping[JobKind, Handler]:
-    return {"corpus": build_corpus, "crawl": lambda job, context: run_crawl(job, context, politeness)}
+    return {
+        "corpus": build_corpus,
+        "crawl": lambda job, context: run_crawl(job, context, politeness),
+        "harvest": keep_harvest,
+    }
 
 
 # -- corpora -----------------------------------------------------------------------------------------------------------
@@ -192,3 +198,22 @@ def _nothing(outcomes: list[CrawlOutcome]) -> str:
     first = outcomes[0]
     counted = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
     return f"none of {len(outcomes)} URL(s) gave a document: {counted}; the first was {first.url}: {first.detail}"
+
+
+# -- harvests ----------------------------------------------------------------------------------------------------------
+
+
+def keep_harvest(job: HarvestJob, context: JobContext) -> Output:
+    """The rows of a harvest as a document. The same rows under the same name are the same document.
+
+    Raises:
+        JobFailed: the rows are gone.
+    """
+    source = Source(job.name, "application/jsonl", "utf-8")
+    try:
+        document = keep_document(context.store, context.store.stream(job.rows_key), source).document
+    except NotFound as exc:
+        raise JobFailed(f"the rows of {job.harvest_id} are gone ({exc}): harvest the traffic again") from exc
+    return Output(
+        manifest_key=f"traffic/harvests/{job.harvest_id}/document.json", manifest=document.model_dump(mode="json")
+    )

@@ -23,6 +23,7 @@ from textmill_synth.strategies.base import Generator, Strategy
 from textmill_synth.strategies.bridge import Bridge
 from textmill_synth.strategies.conversation import Conversation
 from textmill_synth.strategies.evolve import Evolve
+from textmill_synth.strategies.logged import Logged
 from textmill_synth.strategies.pairs import Pairs
 from textmill_synth.strategies.passage import Extractive
 from textmill_synth.strategies.prompt import owner_prompts
@@ -71,7 +72,7 @@ async def open_assembly(
             ways.append(await opened(options.judge.url, options.judge.model))
         clients, ledgers = zip(*ways, strict=True)
         ledger = ledgers[0]
-        asks_llm = set(options.strategies) != {"passage"}
+        asks_llm = not set(options.strategies) <= {"passage", "logged"}
         capability = await probe(ledger, model, settings.response_mode) if asks_llm else Capability("text")
         generator = Generator(
             ledger, model, options.temperature, options.max_answer_tokens, capability.form, capability.enforced
@@ -120,6 +121,8 @@ def build_strategy(name: StrategyName, options: SynthOptions, ladder: Ladder) ->
             return Evolve(ladder, load_prompts("evolve"), options.evolutions)
         case "prompt":
             return owner_prompts(ladder, load_prompts("prompt-form"), options.prompts)
+        case "logged":
+            return Logged()
 
 
 async def _judge(settings: SynthSettings, wanted: JudgeOptions, generator: Generator, ledger: Ledger) -> Judge:

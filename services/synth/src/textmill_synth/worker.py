@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import uvloop
 from prometheus_client import Counter
@@ -21,11 +21,13 @@ from textmill.worker import JobContext
 from textmill_synth.assembly import Assembly, open_assembly
 from textmill_synth.augment import Augmentation, eval_documents
 from textmill_synth.budget import open_budget
+from textmill_synth.checks import Reason
 from textmill_synth.corpus import Corpus, Documents
 from textmill_synth.dataset import DatasetWriter, Spending
 from textmill_synth.generation import Generation, Settled
 from textmill_synth.known import load_known
 from textmill_synth.ledger import Ledger
+from textmill_synth.llm import FaultKind
 from textmill_synth.settings import SynthSettings
 from textmill_synth.tally import Tally
 from textmill_synth.topics import validate_question_sets
@@ -46,6 +48,21 @@ RECORDS = Counter("textmill_synth_answers_total", "Answers asked for, by how the
 TOKENS = Counter("textmill_synth_tokens_total", "Tokens paid, by direction", ["direction"])
 DROPS = Counter("textmill_synth_rows_dropped_total", "Rows made and left out of the dataset, by rule", ["rule"])
 RUNGS = Counter("textmill_synth_rungs_total", "Tries to make use of a response, by rung", ["rung", "outcome"])
+
+
+def _begin_at_zero() -> None:
+    """A series that begins with its first event hides that one from Prometheus's ``increase()``."""
+    for outcome in ("ok", "reused", *get_args(FaultKind)):
+        CALLS.labels(outcome)
+    for reason in get_args(Reason):
+        RECORDS.labels("rejected", reason)
+    RECORDS.labels("accepted", "")
+    RECORDS.labels("dead_lettered", "")
+    for direction in ("prompt", "completion"):
+        TOKENS.labels(direction)
+
+
+_begin_at_zero()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,21 @@ from textmill_trainer.api import models_router, runs_router
 from textmill_trainer.export import ExportHandler
 from textmill_trainer.exports_api import exports_router
 from textmill_trainer.forecast_api import forecast_router
+from textmill_trainer.kubernetes_api import KubernetesApi
+from textmill_trainer.kubernetes_job import KubernetesJobs, Owner, read_template
+from textmill_trainer.launcher import ChildProcess, Launcher
 from textmill_trainer.preferences_api import preferences_router
 from textmill_trainer.settings import TrainerSettings
 from textmill_trainer.worker import TrainHandler
+
+
+def open_launcher(settings: TrainerSettings) -> Launcher:
+    """Raises ``TextmillError`` for a template that can't be used, or outside a cluster."""
+    if settings.job_template is None:
+        return ChildProcess()
+    template = read_template(settings.job_template)
+    owner = Owner.from_environment()
+    return KubernetesJobs(KubernetesApi.in_cluster(), template, owner, settings.job_queue, settings.gpus)
 
 
 def main() -> None:
@@ -29,7 +41,10 @@ def main() -> None:
     worker = Worker(
         jobs,
         bus,
-        {"train": TrainHandler(settings), "export": ExportHandler(settings.work_folder)},
+        {
+            "train": TrainHandler(settings, launcher=open_launcher(settings)),
+            "export": ExportHandler(settings.work_folder),
+        },
         group="textmill-trainer",
         pace=pace(settings),
     )

@@ -22,6 +22,8 @@ class TrainerSettings(ServiceSettings):
     ``general_prompts``: a YAML file with the lists ``measured`` and ``replayed``, besides our own general prompts.
     ``device_hour_price``: what an hour of this machine costs, for forecasts; 0 leaves the cost out.
     ``gpus``: how many a run is spread over, all that are visible if left out. Without a GPU, how many processes.
+    ``job_template``: a Kubernetes Job in YAML; then each run is such a Job, and ``work_folder`` must be on a volume
+    that it shares. ``job_queue`` is the Kueue queue that it goes into.
     ``tracking_url``: an MLflow server, or ``wandb:FOLDER`` for offline runs of Weights & Biases.
     """
 
@@ -37,3 +39,5 @@ class TrainerSettings(ServiceSettings):
     tracking_url: str | None = None
     device_hour_price: float = 0.0
     gpus: int | None = Field(default=None, ge=1, le=64)
+    job_template: Path | None = None
+    job_queue: str = ""

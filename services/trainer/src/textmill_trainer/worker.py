@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,8 @@ from textmill.contracts.jobs import Output, TrainJob
 from textmill.errors import Cancelled, DependencyDown, JobFailed, LeaseLost, NotFound, Transient
 from textmill.worker import JobContext
 from textmill_trainer import watch
+from textmill_trainer.launcher import TRAIN_COMMAND as TRAIN_COMMAND
+from textmill_trainer.launcher import ChildProcess, Launcher, Training
 from textmill_trainer.metrics import parse_metrics
 from textmill_trainer.mirror import Mirror
 from textmill_trainer.publish import make_lineage, make_manifest, model_card
@@ -30,10 +31,6 @@ from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainResult
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-TRAIN_COMMAND = (sys.executable, "-m", "textmill_trainer.train")
-_STEADY = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
-"""The environment's own values win. Threads that spin while they wait make a step on two idle cores twice as fast (0.75
-against 1.6 s), and, where training shares the cores with other busy programs, ten times as slow."""
 _LOOK_EVERY_S = 0.2
 _PUBLISH_MARGIN_S = 5.0
 """Kept of the grace period for the upload of the last checkpoint."""
@@ -42,11 +39,13 @@ _PUBLISH_MARGIN_S = 5.0
 class TrainHandler:
     """One job at a time."""
 
-    def __init__(self, settings: TrainerSettings, command: Sequence[str] = TRAIN_COMMAND) -> None:
+    def __init__(
+        self, settings: TrainerSettings, command: Sequence[str] = TRAIN_COMMAND, launcher: Launcher | None = None
+    ) -> None:
         """Raises ``TextmillError`` for a tracker that can't be used."""
         check_tracking(settings.tracking_url)
         self._settings = settings
-        self._command = command
+        self._launcher = launcher or ChildProcess(command)
 
     def __call__(self, job: TrainJob, context: JobContext) -> Output:
         """Train, merge, publish. Raises what ``textmill.worker`` says a handler may raise."""
@@ -76,7 +75,7 @@ class TrainHandler:
             resumed = checkpoint.step if checkpoint else 0
             log.info("training", extra={"job_id": job.job_id, "run_id": job.run_id, "resumed_from_step": resumed})
             with Tracking(self._settings.tracking_url, job) as tracking:
-                Watcher(folder, runs, context, self._settings, resumed, tracking).run(self._command)
+                Watcher(folder, runs, context, self._settings, resumed, tracking).run(self._launcher)
             return self._publish(job, context, source, base_model, folder, runs)
 
     @contextmanager
@@ -85,7 +84,8 @@ class TrainHandler:
         root = self._settings.work_folder
         root.mkdir(parents=True, exist_ok=True)
         for left in root.iterdir():
-            if not _alive(left.name.rpartition("-")[2]):
+            # One job at a time: a folder with this process's own id is of another container, whose ids were the same.
+            if not _alive(left.name.rpartition("-")[2]) or left.name.endswith(f"-{os.getpid()}"):
                 shutil.rmtree(left, ignore_errors=True)
         path = root / f"{job.run_id}-{attempt}-{os.getpid()}"
         shutil.rmtree(path, ignore_errors=True)
@@ -142,7 +142,7 @@ class Watcher:
         self._metrics_sent = b""
         self._send_at = 0.0
 
-    def run(self, command: Sequence[str]) -> None:
+    def run(self, launcher: Launcher) -> None:
         """Start the process and block until it has ended well.
 
         Raises:
@@ -151,32 +151,19 @@ class Watcher:
             JobFailed: the process gave up; the message is its own.
         """
         watch.begin()
-        process = self._start(command)
+        process = launcher.launch(self._folder)
         try:
-            while process.poll() is None:
+            while (code := process.poll()) is None:
                 self._look()
                 if self._context.stopping.wait(_LOOK_EVERY_S):
                     self._let_go(process)
             insist(self._context, self._send_metrics)
             insist(self._context, lambda: self._mirror.send(last=True))
-            self._conclude(process.returncode)
+            self._conclude(code)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
-
-    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        arguments = [*command, str(self._folder.root), "--parent", str(os.getpid())]
-        with self._folder.log.open("wb") as output:
-            # Its own session, so that Ctrl-C in a terminal reaches the worker alone, which stops it in order.
-            return subprocess.Popen(
-                arguments,
-                env={**_STEADY, **os.environ},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
     def _look(self) -> None:
         progress = self._folder.read_progress()
@@ -222,7 +209,7 @@ class Watcher:
         self._saved_step = step
         watch.CHECKPOINTS.inc()
 
-    def _let_go(self, process: subprocess.Popen[bytes]) -> None:
+    def _let_go(self, process: Training) -> None:
         """Stop the process; unless nobody will resume it, put its last checkpoint in the store."""
         if isinstance(self._context.stop_error, (Cancelled, LeaseLost)):
             process.kill()

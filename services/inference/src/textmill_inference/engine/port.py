@@ -14,7 +14,8 @@ from textmill.contracts.gates import ParityCheck
 from textmill.errors import BadRequest, DependencyDown
 from textmill_inference.engine.openai_api import EngineApi
 
-SwapKind = Literal["started", "unchanged", "in_place", "restarted"]
+SwapKind = Literal["started", "unchanged", "in_place", "restarted", "second_engine", "adapter"]
+"""How a model came to answer. ``restarted`` made requests wait; the others don't."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,35 @@ class Engine(Protocol):
         """Somebody saw it fail: look at once. Returns at once."""
         ...
 
+    def knows(self, model: str) -> bool:
+        """Whether it answers to this name: its own, or that of an adapter that it has loaded."""
+        ...
+
+    def swap(self, folder: ModelFolder, stopping: threading.Event) -> SwapKind | None:
+        """Answer with this model from now on, in the process that runs; returns when it does.
+
+        None if that can't be done: another geometry, not ready, or answers under way that take too long. Nothing has
+        changed then. None also if ``stopping`` was set, as ``serve``.
+
+        Raises:
+            as ``serve``.
+        """
+        ...
+
+    def load_adapter(self, model: str, folder: ModelFolder) -> ParityCheck | None:
+        """Answer to ``model`` with this LoRA adapter too, also after a restart. Twice is once.
+
+        Raises:
+            BadRequest: this engine takes no adapters.
+            JobFailed: the adapter can't be served.
+            DependencyDown: the engine doesn't answer now.
+        """
+        ...
+
+    def unload_adapter(self, model: str) -> None:
+        """Forget the adapter; answers under way go on. It needn't be there."""
+        ...
+
     def serve(self, folder: ModelFolder, stopping: threading.Event) -> SwapKind | None:
         """Answer with this model from now on; returns when it does.
 
@@ -103,8 +133,23 @@ class AttachedEngine:
     def suspect(self) -> None:
         self._look.set()
 
+    def knows(self, model: str) -> bool:
+        return model == self.name
+
     def serve(self, folder: ModelFolder, stopping: threading.Event) -> SwapKind | None:
-        raise BadRequest(
+        raise self._not_ours()
+
+    def swap(self, folder: ModelFolder, stopping: threading.Event) -> SwapKind | None:
+        raise self._not_ours()
+
+    def load_adapter(self, model: str, folder: ModelFolder) -> ParityCheck | None:
+        raise self._not_ours()
+
+    def unload_adapter(self, model: str) -> None:
+        pass
+
+    def _not_ours(self) -> BadRequest:
+        return BadRequest(
             f"model {self.name!r} is served by an engine that isn't ours ({self.url}): roll it out where it runs, "
             "or deploy under another name"
         )

@@ -1,319 +1,232 @@
 """OpenAI's routes in front of the engines, as raw ASGI around the control app: the hot path.
 
-Routes by model name, passes bytes through unchanged, streams included, and cancels upstream when the client leaves.
-A request whose engine fails before the first byte of its answer is sent again, until ``hold_s`` is over; after the
-first byte it can't be. Knows neither vLLM nor where engines come from.
+Says who asks and for what, waits for admission, and has the relay do the rest. Knows neither vLLM nor where engines,
+keys and quotas come from.
 """
 
 import asyncio
+import gc
 import json
+import ssl
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable
 
-import aiohttp
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from textmill.contracts.base import new_id
-from textmill_inference.gateway import metrics
-from textmill_inference.gateway.keys import KeyRing
+from textmill_inference.gateway.departure import Departure
+from textmill_inference.gateway.exchange import CLIENT_LEFT, Exchange
+from textmill_inference.gateway.keys import Caller, KeyRing
+from textmill_inference.gateway.metrics import METRICS, GatewayMetrics
 from textmill_inference.gateway.openai_errors import OpenAIError, error_event
-from textmill_inference.gateway.usage import count_tokens
+from textmill_inference.gateway.pools import Pools
+from textmill_inference.gateway.ports import Admission, Permit, Recorder, Routes
+from textmill_inference.gateway.relay import Relay, end_with, not_served
+from textmill_inference.gateway.request import forwarded, parse, read_body
+from textmill_inference.gateway.shadow import Shadows
 
 _COMPLETIONS = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-_REFUSED = {"/v1/embeddings"}
 _MODELS = "/v1/models"
-_LARGEST_BODY = 32 * 1024 * 1024
-_LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, asyncio.TimeoutError)
-_TRIES = 8
-
-
-class Upstream(Protocol):
-    """What the gateway knows of an engine."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def trouble(self) -> str: ...
-    def suspect(self) -> None: ...
-
-
-Upstreams = Callable[[], Mapping[str, Upstream]]
-
-
-@dataclass
-class _Exchange:
-    """One request and how far its answer has come."""
-
-    route: str
-    path: str
-    upstream: Upstream
-    body: bytes
-    headers: dict[str, str]
-    send: Send
-    began: float
-    status: int = 499
-    started: bool = False
-    finished: bool = False
-    abandoned: bool = False
+_REFUSED = tuple(
+    f"/v1/{name}" for name in ("embeddings", "responses", "moderations", "images", "audio", "realtime", "assistants")
+)
+_SHUTTING_DOWN = "this gateway is shutting down; ask again"
 
 
 class Gateway:
-    """``app`` gets every request that isn't one of OpenAI's routes. ``hold_s`` bounds the wait for an engine."""
+    """``app`` gets every request that isn't one of OpenAI's routes. ``hold_s`` bounds the wait for an engine.
 
-    def __init__(self, app: ASGIApp, upstreams: Upstreams, keys: KeyRing, hold_s: float = 120.0) -> None:
+    Without ``admission`` every request goes on at once; without ``recorder`` nothing is kept.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Routes,
+        keys: KeyRing,
+        hold_s: float = 120.0,
+        *,
+        admission: Admission | None = None,
+        recorder: Recorder | None = None,
+        metrics: GatewayMetrics = METRICS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._app = app
-        self._upstreams = upstreams
+        self._routes = routes
         self._keys = keys
-        self._hold_s = hold_s
-        self._session: aiohttp.ClientSession | None = None
+        self._admission = admission
+        self._recorder = recorder
+        self._metrics = metrics
+        self._pools = Pools(tls)
+        self._relay = Relay(routes, self._pools, hold_s)
+        self._shadows = Shadows(self._relay, recorder)
         self._since = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, self._closing(send))
-            return
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path in _COMPLETIONS or path in _REFUSED or path.startswith(_MODELS)):
+        if scope["type"] == "http" and path in _COMPLETIONS:
+            await self._complete(scope, receive, send)
+        elif scope["type"] == "http" and (path == _MODELS or path.startswith((_MODELS + "/", *_REFUSED))):
+            await self._other(scope, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, self._lifespan(send))
+        else:
             await self._app(scope, receive, send)
-            return
-        try:
-            self._keys.check(scope["headers"])
-            await self._route(scope, receive, send)
-        except OpenAIError as error:
-            route = _COMPLETIONS.get(path, path if path in _REFUSED else _MODELS)
-            metrics.REQUESTS.labels(route, error.model, str(error.status)).inc()
-            await error.answer(send)
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, method = scope["path"], scope["method"]
-        if path in _REFUSED:
-            raise OpenAIError(
-                400,
-                "textmill serves text generation, not embeddings: ask an embedding server",
-                code="unsupported_endpoint",
-            )
-        if path.startswith(_MODELS):
-            _expect("GET", method, path)
-            await self._models(path, send)
+    # -- completions -----------------------------------------------------------------------------------------------
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route, request_id, group = _COMPLETIONS[scope["path"]], "", ""
+        try:
+            request_id, headers = forwarded(scope)
+            caller = self._keys.identify(scope["headers"])
+            group = caller.group
+            _expect("POST", scope)
+            asked = parse(await read_body(scope, receive))
+            if asked.model not in self._routes():
+                raise not_served(asked.model, self._models_of(caller))
+            caller.check_model(asked.model)
+        except OpenAIError as error:
+            self._metrics.of(route, error.model, group).statuses[error.status] += 1
+            await error.answer(send, request_id)
             return
-        _expect("POST", method, path)
-        body = await _read(receive)
-        exchange = _Exchange(
-            _COMPLETIONS[path], path, self._find(_model_of(body)), body, _forwarded(scope), send, time.perf_counter()
-        )
+        series = self._metrics.of(route, asked.model, group)
+        keep = self._recorder.answer_bytes if self._recorder and self._recorder.wants(caller, asked.model) else 0
+        exchange = Exchange(route, scope["path"], asked, caller, series, request_id, headers, send, keep)
         await self._exchange(exchange, receive)
 
-    def _find(self, model: str) -> Upstream:
-        upstreams = self._upstreams()
-        if model not in upstreams:
-            served = ", ".join(sorted(upstreams)) or "none yet"
-            raise OpenAIError(
-                404,
-                f"the model {model!r} does not exist here; served are: {served}",
-                param="model",
-                code="model_not_found",
-            )
-        return upstreams[model]
-
-    async def _models(self, path: str, send: Send) -> None:
-        def entry(name: str) -> dict[str, object]:
-            return {"id": name, "object": "model", "created": self._since, "owned_by": "textmill"}
-
-        if path in (_MODELS, _MODELS + "/"):
-            value: dict[str, object] = {"object": "list", "data": [entry(name) for name in sorted(self._upstreams())]}
-        else:
-            value = entry(self._find(path[len(_MODELS) + 1 :]).name)
-        metrics.REQUESTS.labels(_MODELS, "", "200").inc()
-        await send(_head(200, [(b"content-type", b"application/json")]))
-        await send({"type": "http.response.body", "body": json.dumps(value).encode()})
-
-    # -- one exchange ----------------------------------------------------------------------------------------------
-
-    async def _exchange(self, exchange: _Exchange, receive: Receive) -> None:
-        """Relay until it is answered or the client has gone; then the upstream request is cancelled with this task."""
-        name = exchange.upstream.name
+    async def _exchange(self, exchange: Exchange, receive: Receive) -> None:
+        """Until it is answered or the client has gone; then the upstream request is cancelled with this task."""
         task = asyncio.current_task()
         assert task is not None
-
-        def gone(watcher: "asyncio.Future[None]") -> None:
-            if not exchange.finished and not watcher.cancelled():
-                exchange.abandoned = True
-                task.cancel()
-
-        watcher = asyncio.ensure_future(_until_gone(receive))
-        watcher.add_done_callback(gone)
-        metrics.IN_FLIGHT.labels(name).inc()
+        exchange.series.in_flight += 1
+        permit: Permit | None = None
+        departure = Departure(receive, exchange, task)
         try:
-            await self._relay(exchange)
+            permit = await self._admitted(exchange)
+            self._copy(exchange)
+            await self._relay.carry(exchange)
         except asyncio.CancelledError:
             if not exchange.abandoned:
+                await _say_goodbye(exchange)
                 raise
             task.uncancel()
         except OpenAIError as error:
             exchange.finished, exchange.status = True, error.status
-            await error.answer(exchange.send)
+            await error.answer(exchange.send, exchange.request_id)
         finally:
-            exchange.finished = True
-            watcher.cancel()
-            metrics.IN_FLIGHT.labels(name).dec()
-            metrics.REQUESTS.labels(exchange.route, name, str(exchange.status)).inc()
-            metrics.REQUEST_SECONDS.labels(exchange.route, name).observe(time.perf_counter() - exchange.began)
+            departure.forget()
+            self._settle(exchange, permit)
 
-    async def _relay(self, exchange: _Exchange) -> None:
-        """Try, and try again while nothing was sent yet and time is left."""
-        upstream, deadline = exchange.upstream, exchange.began + self._hold_s
-        for attempt in range(_TRIES):
-            await self._until_ready(upstream, deadline)
-            try:
-                if await self._attempt(exchange):
-                    return
-            except _LOST:
-                if exchange.started:
-                    await self._break_off(exchange)
-                    return
-            # The engine can still look ready here: it has only just died.
-            upstream.suspect()
-            metrics.RETRIES.labels(upstream.name).inc()
-            await asyncio.sleep(min(2.0, 0.1 * 2**attempt))
-        raise _unavailable(upstream, "it failed each time the request was sent")
+    async def _admitted(self, exchange: Exchange) -> Permit | None:
+        if self._admission is None:
+            return None
+        asked = exchange.asked
+        permit = self._admission.try_enter(exchange.caller, asked.model, asked.cost)
+        return permit or await self._admission.enter(exchange.caller, asked.model, asked.cost)
 
-    async def _until_ready(self, upstream: Upstream, deadline: float) -> None:
-        while not upstream.ready:
-            if time.perf_counter() >= deadline:
-                raise _unavailable(upstream, upstream.trouble)
-            await asyncio.sleep(0.05)
+    def _copy(self, exchange: Exchange) -> None:
+        route = self._routes().get(exchange.asked.model)
+        shadow = route.take_shadow() if route is not None else None
+        if shadow is not None:
+            self._shadows.copy(exchange, shadow)
 
-    async def _attempt(self, exchange: _Exchange) -> bool:
-        """Send it upstream and the answer down. False if the engine turned out to be dying and nothing was sent."""
-        url = exchange.upstream.url + exchange.path
-        async with self._http().post(
-            url, data=exchange.body, headers=exchange.headers, allow_redirects=False
-        ) as answer:
-            streaming = answer.content_type == "text/event-stream"
-            chunk = await answer.content.readany() if streaming else await answer.read()
-            failed = answer.status >= 500 or chunk.startswith(b'data: {"error"')
-            if failed and await self._is_dying(exchange.upstream):
-                return False
-            exchange.started, exchange.status = True, answer.status
-            await exchange.send(_head(answer.status, _passed(answer)))
-            before, last = b"", chunk
-            if streaming:
-                metrics.TTFT_SECONDS.labels(exchange.upstream.name).observe(time.perf_counter() - exchange.began)
-                while chunk:
-                    await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    before, last = last, chunk
-                    chunk = await answer.content.readany()
-            exchange.finished = True
-            await exchange.send({"type": "http.response.body", "body": chunk})
-            count_tokens(exchange.upstream.name, before + last)
-            return True
+    def _settle(self, exchange: Exchange, permit: Permit | None) -> None:
+        if exchange.abandoned:
+            exchange.status = CLIENT_LEFT
+        exchange.series.in_flight -= 1
+        tokens = exchange.settle()
+        if permit is not None:
+            if exchange.upstream:
+                failed = exchange.status >= 400 and exchange.status != CLIENT_LEFT
+                permit.release(0 if failed and tokens is None else tokens)
+            else:
+                permit.give_back()
+        if exchange.keep and self._recorder is not None:
+            self._recorder.record(exchange.exchanged())
 
-    async def _is_dying(self, upstream: Upstream) -> bool:
-        """A 5xx can be the request's fault or the engine's end; its health route knows which."""
+    # -- all else --------------------------------------------------------------------------------------------------
+
+    async def _other(self, scope: Scope, send: Send) -> None:
+        path = scope["path"]
+        route = (
+            _MODELS if path.startswith(_MODELS) else next(refused for refused in _REFUSED if path.startswith(refused))
+        )
+        status, group, request_id = 200, "", forwarded(scope)[0]
         try:
-            async with self._http().get(upstream.url + "/health", timeout=aiohttp.ClientTimeout(total=5)) as answer:
-                return answer.status != 200
-        except _LOST:
-            return True
+            caller = self._keys.identify(scope["headers"])
+            group = caller.group
+            if route != _MODELS:
+                raise _unsupported(path)
+            _expect("GET", scope)
+            await _send_json(send, self._models(path, caller), request_id)
+        except OpenAIError as error:
+            status = error.status
+            await error.answer(send, request_id)
+        self._metrics.of(route, "", group).statuses[status] += 1
 
-    async def _break_off(self, exchange: _Exchange) -> None:
-        """Say within the stream that it is incomplete. Without ``[DONE]``, OpenAI clients raise the error."""
-        exchange.upstream.suspect()
-        metrics.BROKEN_STREAMS.labels(exchange.upstream.name).inc()
-        exchange.finished = True
-        message = f"the engine of {exchange.upstream.name!r} failed in the middle of this answer; ask again"
-        await exchange.send({"type": "http.response.body", "body": error_event(message)})
+    def _models(self, path: str, caller: Caller) -> dict[str, object]:
+        names = self._models_of(caller)
+        if path in (_MODELS, _MODELS + "/"):
+            return {"object": "list", "data": [self._entry(name) for name in names]}
+        name = path[len(_MODELS) + 1 :]
+        if name not in names:
+            raise not_served(name, names)
+        return self._entry(name)
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-                read_bufsize=1024 * 1024,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
-            )
-        return self._session
+    def _models_of(self, caller: Caller) -> list[str]:
+        return [name for name in sorted(self._routes()) if caller.may_use(name)]
 
-    def _closing(self, send: Send) -> Send:
-        async def closing(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown") and self._session is not None:
-                await self._session.close()
+    def _entry(self, name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": self._since, "owned_by": "textmill"}
+
+    def _lifespan(self, send: Send) -> Send:
+        async def tell(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                # What the process has loaded until now stays: without it a collection takes 0.1 s less.
+                gc.collect()
+                gc.freeze()
+            elif message["type"].startswith("lifespan.shutdown"):
+                self._shadows.close()
+                self._pools.close()
             await send(message)
 
-        return closing
+        return tell
 
 
-def _unavailable(upstream: Upstream, why: str) -> OpenAIError:
-    message = f"the engine of {upstream.name!r} is not available now ({why}); try again soon"
-    return OpenAIError(
-        503, message, kind="server_error", code="engine_unavailable", model=upstream.name, retry_after_s=5
-    )
-
-
-def _expect(method: str, given: str, path: str) -> None:
-    if given != method:
-        raise OpenAIError(405, f"{path} takes {method}, not {given}", code="method_not_allowed")
-
-
-async def _read(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise OpenAIError(400, "the request ended before its body was complete")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > _LARGEST_BODY:
-            raise OpenAIError(413, f"the body is larger than {_LARGEST_BODY} bytes", code="body_too_large")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _model_of(body: bytes) -> str:
-    try:
-        request = json.loads(body)
-    except ValueError as exc:
-        raise OpenAIError(400, f"the body is no JSON: {exc}", code="invalid_json") from exc
-    model = request.get("model") if isinstance(request, dict) else None
-    if not isinstance(model, str) or not model:
-        raise OpenAIError(
-            400, "the body must be an object with the string 'model'", param="model", code="missing_model"
+async def _say_goodbye(exchange: Exchange) -> None:
+    """The server ends before the answer did: what the client gets must not look whole."""
+    if exchange.finished:
+        return
+    if not exchange.started:
+        error = OpenAIError(
+            503, _SHUTTING_DOWN, kind="server_error", code="shutting_down", model=exchange.asked.model, retry_after_s=1
         )
-    return model
+        exchange.finished, exchange.status = True, error.status
+        await error.answer(exchange.send, exchange.request_id)
+    elif exchange.streamed:
+        await end_with(exchange, error_event(_SHUTTING_DOWN, "shutting_down"))
 
 
-def _forwarded(scope: Scope) -> dict[str, str]:
-    given = dict(scope["headers"])
-    headers = {"Content-Type": "application/json", "X-Request-Id": given.get(b"x-request-id", b"").decode("latin-1")}
-    if not headers["X-Request-Id"]:
-        headers["X-Request-Id"] = new_id("req")
-    if b"traceparent" in given:
-        headers["traceparent"] = given[b"traceparent"].decode("latin-1")
-    return headers
+async def _send_json(send: Send, value: dict[str, object], request_id: str) -> None:
+    body = json.dumps(value).encode()
+    headers: Iterable[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
-def _passed(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    """The headers that belong to the content; those of the connection are this server's own."""
-    kept = [(b"content-type", answer.headers.get("Content-Type", "application/json").encode("latin-1"))]
-    if "Content-Length" in answer.headers:
-        kept.append((b"content-length", answer.headers["Content-Length"].encode()))
-    request_id = answer.request_info.headers.get("X-Request-Id", "")
-    return [*kept, (b"x-request-id", request_id.encode("latin-1"))]
+def _expect(method: str, scope: Scope) -> None:
+    if scope["method"] != method:
+        message = f"{scope['path']} takes {method}, not {scope['method']}"
+        raise OpenAIError(405, message, code="method_not_allowed", allow=method)
 
 
-def _head(status: int, headers: list[tuple[bytes, bytes]]) -> Message:
-    return {"type": "http.response.start", "status": status, "headers": headers}
+def _unsupported(path: str) -> OpenAIError:
+    if path.startswith("/v1/embeddings"):
+        message = "textmill serves text generation, not embeddings: ask an embedding server"
+    else:
+        message = f"{path} is not served here: ask /v1/chat/completions or /v1/completions"
+    return OpenAIError(400, message, code="unsupported_endpoint")

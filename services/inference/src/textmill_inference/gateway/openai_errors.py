@@ -18,25 +18,32 @@ class OpenAIError(Exception):
         code: str | None = None,
         model: str = "",
         retry_after_s: int | None = None,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.model = model
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self._allow = allow
         self._error = {"message": message, "type": kind, "param": param, "code": code}
-        self._retry_after_s = retry_after_s
 
-    async def answer(self, send: Send) -> None:
-        body = json.dumps({"error": self._error}, ensure_ascii=False).encode()
+    async def answer(self, send: Send, request_id: str = "") -> None:
+        body = json.dumps({"error": self._error}, ensure_ascii=False).encode("utf-8", "replace")
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if self._retry_after_s is not None:
-            headers.append((b"retry-after", str(self._retry_after_s).encode()))
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(self.retry_after_s).encode()))
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if self._allow:
+            headers.append((b"allow", self._allow.encode()))
+        if request_id:
+            headers.append((b"x-request-id", request_id.encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-def error_event(message: str) -> bytes:
+def error_event(message: str, code: str = "engine_lost") -> bytes:
     """The same as a server-sent event, for a stream that has begun."""
-    error = {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
     return b"data: " + json.dumps({"error": error}, ensure_ascii=False).encode() + b"\n\n"

@@ -7,6 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from textmill_inference.gateway.keys import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``status`` is the engine's; 499 if the client left, 503 if nothing came. ``complete``: the answer did not break
+    off. ``tokens`` are those of the answer by the engine's own count, 0 where it didn't tell."""
+
+    status: int
+    complete: bool
+    tokens: int
+    seconds: float
+    ttft_s: float | None = None
+
 
 class Upstream(Protocol):
     """An engine as the gateway sees it. Properties are cheap and safe to read from any thread."""
@@ -39,13 +53,20 @@ class Upstream(Protocol):
         """Somebody saw it fail: look at once. Returns at once."""
         ...
 
+    def note(self, outcome: Outcome) -> None:
+        """How an exchange with it ended, a shadow's copy included. Once for each, when it is over; a try that was
+        repeated elsewhere is noted too, as incomplete. Canaries are judged by it."""
+        ...
+
 
 class Route(Protocol):
     """What a model name leads to."""
 
-    @property
-    def shadow(self) -> Upstream | None:
-        """Gets a copy of each request, and its answer is read and thrown away; None if there is none."""
+    def take_shadow(self) -> Upstream | None:
+        """The shadow, if this request is one that it gets a copy of, and is not busy; asked once an exchange.
+
+        The share and the bound on copies in flight are the route's. The copy's answer is read, noted and thrown away.
+        """
         ...
 
     def choose(self, sample: float) -> Upstream:
@@ -60,21 +81,15 @@ Routes = Callable[[], Mapping[str, Route]]
 """A snapshot of the served names that is never changed afterwards."""
 
 
-class Caller(Protocol):
-    """Whom a key belongs to. ``group`` is a label of the metrics, so there must be few of them."""
-
-    @property
-    def key_id(self) -> str: ...
-
-    @property
-    def group(self) -> str: ...
-
-
 class Permit(Protocol):
     """A place among the requests that are being answered."""
 
-    def release(self, tokens_used: int) -> None:
-        """Give it back, once. ``tokens_used`` counts prompt and answer; 0 where the answer didn't tell."""
+    def release(self, tokens_used: int | None = None) -> None:
+        """The exchange is over. ``tokens_used`` counts prompt and answer; None where the answer didn't tell."""
+        ...
+
+    def give_back(self) -> None:
+        """The request never reached an engine: it counts for nothing."""
         ...
 
 
@@ -105,6 +120,7 @@ class Exchanged:
     """One exchange that is over. Times are seconds since the epoch; ``answer`` is cut off at the recorder's bound.
 
     ``status`` is what the client was sent, 499 if it left first. ``complete`` says that the whole answer was sent.
+    ``shadow`` marks the copy that a shadow answered, under the same ``request_id``.
     """
 
     request_id: str
@@ -121,6 +137,7 @@ class Exchanged:
     began_at: float
     first_byte_at: float | None
     ended_at: float
+    shadow: bool = False
 
 
 class Recorder(Protocol):

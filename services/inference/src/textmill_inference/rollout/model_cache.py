@@ -44,9 +44,13 @@ def fetch(store: ObjectStore, manifest: ModelManifest, cache: Path, tick: Tick =
 
 
 def prune(cache: Path, keep: Collection[str]) -> None:
-    """Delete the folders of all other models: each is as large as the model, and can be fetched again."""
+    """Delete the folders of all other models: each is as large as the model, and can be fetched again.
+
+    What is being fetched by this process stays.
+    """
     for folder in cache.iterdir() if cache.is_dir() else ():
-        if folder.is_dir() and folder.name not in keep:
+        fetching = folder.name.startswith(".") and folder.name.endswith(f".{os.getpid()}")
+        if folder.is_dir() and folder.name not in keep and not fetching:
             log.info("model folder dropped", extra={"folder": folder.name})
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,7 +59,7 @@ def _download(store: ObjectStore, manifest: ModelManifest, folder: Path, tick: T
     shutil.rmtree(folder, ignore_errors=True)
     fetched = 0
     for name, sha256 in manifest.files.items():
-        path = folder / _safe(name)
+        path = folder / safe(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with path.open("wb") as file:
@@ -73,7 +77,8 @@ def _download(store: ObjectStore, manifest: ModelManifest, folder: Path, tick: T
             )
 
 
-def _safe(name: str) -> PurePosixPath:
+def safe(name: str) -> PurePosixPath:
+    """A published file's name as a path below the model's folder. Raises ``JobFailed`` if it leads out of it."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise JobFailed(f"model file name {name!r} leaves the model's folder")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from textmill.contracts.datasets import Record, Split
 from textmill.contracts.quality import DropRule, PiiKind, RowFinding
 from textmill.contracts.synthesis import QualityOptions
+from textmill.pii import pii_kinds
 from textmill_synth.checks import Candidate, refusal
 from textmill_synth.quality.contamination import DocumentFrequencies, KnownFacts, KnownWordings
 from textmill_synth.quality.duplicates import Doubles, find_doubles
 from textmill_synth.quality.minhash import MeetingPlace
-from textmill_synth.quality.pii import pii_kinds
 from textmill_synth.quality.rows import Row, read_row, row_reader, shown
 from textmill_synth.spool import Spool
 

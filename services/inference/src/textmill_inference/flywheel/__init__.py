@@ -1,0 +1,1 @@
+"""Logged traffic and what it is good for: replay traces, training records, preference pairs."""
