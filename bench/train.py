@@ -89,7 +89,7 @@ def read(task: Task) -> Reading:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asdict(task), file)
         file.flush()
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **json.loads(os.environ.get("XENV","{}"))}
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **json.loads(os.environ.get("XENV", "{}"))}
         done = subprocess.run(
             [sys.executable, str(PEER), file.name], env=environment, capture_output=True, text=True, check=False
         )

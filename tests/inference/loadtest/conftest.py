@@ -13,6 +13,8 @@ from textmill.contracts.load import ConstantRate, Expectation, Fixed, Load, Made
 from textmill_inference.loadtest.calibration import null_server
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
     server = Scripted()

@@ -63,7 +63,8 @@ def on(
         server.port = listener.sockets[0].getsockname()[1]
         driver = Driver(Address("127.0.0.1", port or server.port), fresh, stream)
         try:
-            await act(driver, server)
+            async with asyncio.timeout(20):
+                await act(driver, server)
         finally:
             driver.wire.close()
             listener.close()
@@ -105,6 +106,8 @@ def test_each_request_may_have_a_fresh_one() -> None:
     async def act(driver: Driver, server: Scripted) -> None:
         assert [(await driver.one()).error for _ in range(3)] == [None] * 3
         assert server.connections == 3
+        while driver.wire.connections:  # none is left open
+            await asyncio.sleep(0.01)
 
     on([GOOD], act, fresh=True)
 

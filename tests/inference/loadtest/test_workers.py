@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from textmill.contracts.loadtest import Clock, ErrorClass, Measured, NotSent, Ph
 from textmill.errors import BadRequest
 from textmill_inference.loadtest import workers as workers_module
 from textmill_inference.loadtest.generator import Generator, check_files, workers_for
+from textmill_inference.loadtest.orders import Go, Order
 from textmill_inference.loadtest.truth import read_truth
 
 MakeStage = Callable[..., Stage]
@@ -253,13 +255,27 @@ def test_a_worker_whose_core_is_taken_makes_the_run_invalid(null_url: str, make_
     assert {"late", "loop_lag", "starved"} & {doubt.code for doubt in measured.doubts}
 
 
-def test_a_worker_doesnt_outlive_its_generator() -> None:
+def test_a_worker_doesnt_outlive_its_generator(null_url: str, make_stage: MakeStage) -> None:
+    order = Order(
+        stage=make_stage(null_url, seconds=600), worker=0, workers=1, host="127.0.0.1", port=1, tls=False,
+        server_name="", host_header="x", path="/", run="r",
+    )  # fmt: skip
     worker = subprocess.Popen(
-        [sys.executable, "-m", "textmill_inference.loadtest.worker"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "textmill_inference.loadtest.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert worker.stdin is not None
-    worker.stdin.close()
-    assert worker.wait(30) != 0
+    assert worker.stdout is not None
+    with worker, worker.stdout as told:
+        timer = threading.Timer(30, worker.kill)
+        timer.start()
+        worker.stdin.write(order.to_json() + b"\n" + Go(at=time.perf_counter()).to_json() + b"\n")
+        worker.stdin.flush()
+        lines = [told.readline() for _ in range(2)]
+        worker.stdin.close()
+        assert [line[:8] for line in lines] == [b'{"ready"', b'{"tick":']
+        ended = worker.wait()
+        timer.cancel()
+        assert ended == 1  # by itself, not by the timer's kill
 
 
 def test_too_low_a_file_limit_is_said_before_the_run(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,7 @@ def endpoint(target: Target) -> Endpoint:
         raise BadRequest(f"target url {target.url!r} is no HTTP address; give one like http://127.0.0.1:8100")
     port = port or (443 if parts.scheme == "https" else 80)
     base = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
-    return Endpoint(
-        _resolved(parts.hostname, port), port, parts.scheme == "https", parts.hostname, parts.netloc, base
-    )
-
-
+    return Endpoint(_resolved(parts.hostname, port), port, parts.scheme == "https", parts.hostname, parts.netloc, base)
 
 
 def _resolved(host: str, port: int) -> str:

@@ -94,7 +94,7 @@ def _reading(jobs: Jobs, store: ObjectStore) -> APIRouter:
         left, right = (read_stages(store, _report(store, loadtest_id)) for loadtest_id in (a, b))
         found = compare_runs(left, right)
         if not found:
-            raise Conflict(f"{a} and {b} have no load in common that both measured validly; run both with the same loads")
+            raise Conflict(f"{a} and {b} have no load in common that both measured validly; give both the same loads")
         return RunComparison(a=a, b=b, comparisons=found)
 
     @router.get("/{loadtest_id}/{name}", summary="The report as report.html, report.csv, or series.json")
@@ -150,4 +150,5 @@ def _report(store: ObjectStore, loadtest_id: str) -> LoadtestReport:
     try:
         return LoadtestReport.model_validate_json(store.get(loadtest_key(loadtest_id)))
     except NotFound as exc:
-        raise NotFound(f"no report of load test {loadtest_id!r} (yet): GET /v1/loadtests/{loadtest_id} tells why") from exc
+        where = f"GET /v1/loadtests/{loadtest_id} tells why"
+        raise NotFound(f"no report of load test {loadtest_id!r} (yet): {where}") from exc

@@ -1,9 +1,10 @@
 """A look at the target before the run: whether it sends usage in each chunk, and how many tokens our words come to."""
 
 import asyncio
+import contextlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from textmill.contracts.load import Fixed, GivenPrompts, Message, Stage
 from textmill.http1 import ConnectFailed, ConnectionLost, HttpPool, Response
@@ -22,7 +23,7 @@ _REFUSED = (400, 422)
 class Look:
     """``note`` says what couldn't be found out, and what is taken in its place."""
 
-    gauge: Gauge = Gauge()
+    gauge: Gauge = field(default_factory=Gauge)
     continuous: bool = True
     note: str = ""
 
@@ -72,10 +73,6 @@ def _prompt_tokens(response: Response) -> int | None:
 
 def _unclear(response: Response) -> str:
     said = response.body[:200].decode(errors="replace")
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         said = json.loads(response.body)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        pass
     return f"the look before the run was answered with {response.status} ({said}): a word is taken for a token"
-
-
