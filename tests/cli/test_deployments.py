@@ -39,7 +39,6 @@ def deployments(monkeypatch, tmp_path) -> Iterator[Deployments]:
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     for name in ("INFERENCE", "INGEST", "SYNTH", "TRAINER"):
         monkeypatch.setenv(f"TEXTMILL_CLI_{name}_URL", url)
-    monkeypatch.setenv("COLUMNS", "200")
     yield made
     worker.drain()
     server.should_exit = True

@@ -1,6 +1,7 @@
 """What the commands print: tables for people, JSON for programs."""
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,17 @@ from textmill.contracts.jobs import JobView
 from textmill_cli.doctor import Finding
 from textmill_cli.local.up import ProcessState
 
-console = Console()
-errors = Console(stderr=True)
+PIPED_COLUMNS = 200
+"""Ids are cut off in a narrow table, and what is piped on is read by a program or scrolled by a person."""
+
+
+def _console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_COLUMNS)
+
+
+console = _console()
+errors = _console(stderr=True)
 
 
 def print_json(value: Any) -> None:

@@ -273,7 +273,6 @@ def test_neither_keys_nor_texts_are_ever_logged(
 def textmill(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setenv("TEXTMILL_CLI_INFERENCE_URL", service.url)
     monkeypatch.setenv("TEXTMILL_CLI_TOKEN", TOKEN)
-    monkeypatch.setenv("COLUMNS", "240")
     return lambda *words: CliRunner().invoke(cli, ["keys", *words])
 
 

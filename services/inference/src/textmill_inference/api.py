@@ -1,4 +1,4 @@
-"""The control routes: deploy, evaluate, and read what came of it. Load tests have their own; the hot path isn't here."""
+"""The control routes: deploy, evaluate, and read what came of it. Load tests have routes of their own."""
 
 from typing import Annotated, TypeVar
 
