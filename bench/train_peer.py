@@ -26,7 +26,8 @@ RANK, ALPHA, LEARNING_RATE, SEED = 16, 32, 2e-4, 0
 
 @dataclass(frozen=True)
 class Task:
-    """``records`` is a Parquet file. ``options`` are further ones of ``SFTConfig``; ours takes none."""
+    """``records`` is a Parquet file. ``options`` are further ones of ``SFTConfig``; ours takes none. ``environment``
+    is the process's, besides."""
 
     tool: str
     records: str
@@ -34,6 +35,7 @@ class Task:
     steps: int
     warm: int
     options: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from textmill.contracts.jobs import JobKind
 from textmill.http import create_app
 from textmill.service import open_backends, pace, run_service
+from textmill.store import ObjectStore
 from textmill.worker import Handler, Worker
 from textmill_inference.api import build_router
 from textmill_inference.engine.launcher import Care
@@ -57,33 +60,59 @@ def engine_urls(routes: Mapping[str, Route], model: str) -> list[str]:
     return [upstream.url for upstream in route.stable] if route is not None else []
 
 
-def main() -> None:
-    settings = InferenceSettings()
-    store, bus, jobs = open_backends(settings)
+@dataclass(frozen=True)
+class Serving:
+    """What answers, and by which names. ``directory`` stands in for our own engines where another server has them."""
+
+    deployments: Deployments
+    directory: EngineDirectory | None
+
+    def routes(self) -> Mapping[str, Route]:
+        own = self.deployments.routes()
+        return own if self.directory is None else {**self.directory.routes(), **own}
+
+    def start(self, base_model: Path) -> None:
+        if self.directory is None:
+            restorer = Restorer(self.deployments, ModelFolder(base_model))
+            threading.Thread(target=restorer.run, name="restore", daemon=True).start()
+            threading.Thread(target=Watch(self.deployments).run, name="rollout-watch", daemon=True).start()
+        # Engines behind another service are told of by that one.
+        VllmMetrics(lambda: (url for urls in addresses(self.deployments.routes()).values() for url in urls))
+
+    def stop(self) -> None:
+        self.deployments.stop()
+        if self.directory is not None:
+            self.directory.stop()
+
+
+def open_serving(settings: InferenceSettings, store: ObjectStore) -> Serving:
     options = EngineSettings()
+    attached = {name: [AttachedEngine(name, url) for url in urls] for name, urls in settings.replicas().items()}
+    engines = local_engines(settings, options)
     deployments = Deployments(
-        store,
-        settings.cache_dir / "models",
-        local_engines(settings, options),
-        settings.base_name,
-        {name: [AttachedEngine(name, url) for url in urls] for name, urls in settings.replicas().items()},
-        options.drain_s,
+        store, settings.cache_dir / "models", engines, settings.base_name, attached, options.drain_s
     )
-    directory = EngineDirectory(settings.behind) if settings.behind else None
+    return Serving(deployments, EngineDirectory(settings.behind) if settings.behind else None)
 
-    def routes() -> Mapping[str, Route]:
-        return deployments.routes() if directory is None else {**directory.routes(), **deployments.routes()}
 
-    key = settings.client_key.get_secret_value() or new_secret()
-    access = open_access(settings, AccessSettings(), store, key, lambda: addresses(routes()))
-    load = LoadtestSettings()
-    loadtester = Loadtester(
+def open_loadtester(settings: InferenceSettings, load: LoadtestSettings, key: str, serving: Serving) -> Loadtester:
+    return Loadtester(
         settings.own_url,
         key,
         KeySource(load.secrets),
-        lambda model: engine_urls(routes(), model),
+        lambda model: engine_urls(serving.routes(), model),
         lambda key, traces: Generator(key=key, workers=load.workers, read_trace=traces),
     )
+
+
+def main() -> None:
+    settings, load = InferenceSettings(), LoadtestSettings()
+    store, bus, jobs = open_backends(settings)
+    serving = open_serving(settings, store)
+    deployments, directory = serving.deployments, serving.directory
+    key = settings.client_key.get_secret_value() or new_secret()
+    access = open_access(settings, AccessSettings(), store, key, lambda: addresses(serving.routes()))
+    loadtester = open_loadtester(settings, load, key, serving)
     comparer = Comparer(settings.own_url, key, KeySource(load.secrets).key)
     request_log = RequestLog(store)
     handlers: dict[JobKind, Handler] = {
@@ -93,13 +122,7 @@ def main() -> None:
     }
     if directory is None:
         handlers["deploy"] = deployments.deploy
-    worker = Worker(
-        jobs,
-        bus,
-        handlers,
-        group="textmill-inference",
-        pace=pace(settings),
-    )
+    worker = Worker(jobs, bus, handlers, group="textmill-inference", pace=pace(settings))
 
     def check_store() -> None:
         store.exists("ready")
@@ -120,20 +143,15 @@ def main() -> None:
     app.include_router(loadtest_router(jobs, store, loadtester))
     app.include_router(comparisons_router(store, jobs, comparer))
     app.include_router(traffic_router(store, jobs))
-    gateway = Gateway(app, routes, access.keys, settings.hold_s, admission=access.admission, recorder=request_log)
-    if directory is None:
-        restorer = Restorer(deployments, ModelFolder(settings.base_model))
-        threading.Thread(target=restorer.run, name="restore", daemon=True).start()
-        threading.Thread(target=Watch(deployments).run, name="rollout-watch", daemon=True).start()
+    gateway = Gateway(
+        app, serving.routes, access.keys, settings.hold_s, admission=access.admission, recorder=request_log
+    )
 
     def stop() -> None:
-        deployments.stop()
-        if directory is not None:
-            directory.stop()
+        serving.stop()
         request_log.stop()
 
-    # Engines behind another service are told of by that one.
-    VllmMetrics(lambda: (url for urls in addresses(deployments.routes()).values() for url in urls))
+    serving.start(settings.base_model)
     request_log.start()
     run_service(app, worker, settings, serve=gateway, on_stop=stop)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from textmill_trainer.workfolder import WorkFolder
 
 TRAIN_COMMAND = (sys.executable, "-m", "textmill_trainer.train")
-_STEADY = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+STEADY = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 """The environment's own values win. Threads that spin while they wait make a step on two idle cores twice as fast (0.75
 against 1.6 s), and, where training shares the cores with other busy programs, ten times as slow."""
 
@@ -50,7 +50,7 @@ class ChildProcess:
             # Its own session, so that Ctrl-C in a terminal reaches the worker alone, which stops it in order.
             return subprocess.Popen(
                 arguments,
-                env={**_STEADY, **os.environ},
+                env={**STEADY, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
