@@ -75,6 +75,9 @@ def test_a_store_that_hangs_holds_up_no_scrape() -> None:
         census.refresh()
     assert threading.active_count() <= before + 1  # one look is under way, whoever asks
     store.answers.set()
+    for thread in threading.enumerate():  # or its figures come in the middle of the next test
+        if thread.name == "census":
+            thread.join(10)
 
 
 class DownStore(MemoryStore):

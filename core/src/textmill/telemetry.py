@@ -37,6 +37,7 @@ def begin_at_zero(kinds: Iterable[str]) -> None:
     """A series that begins with its first event hides that one from ``increase()``, so each begins before it."""
     for kind in kinds:
         JOBS_RUNNING.labels(kind)
+        JOB_SECONDS.labels(kind)
         for state in _ENDS:
             JOBS_FINISHED.labels(kind, state)
         for outcome in _OUTCOMES:

@@ -1,6 +1,7 @@
 """The null server and the calibration against it. How fast this machine is decides nothing here."""
 
 import json
+import socket
 import urllib.request
 from collections.abc import Callable
 
@@ -161,3 +162,13 @@ def test_a_target_that_doesnt_answer_the_look_is_measured_all_the_same(make_stag
     seen = look(stage, endpoint(stage.target), "")
     assert "unanswered" in seen.note
     assert seen.gauge.per_word == 1.0
+
+
+def test_a_look_at_a_target_that_hangs_can_be_cancelled(make_stage: MakeStage) -> None:
+    """The job's own time to stop is shorter than the look may take."""
+    asked = iter([False, False, True])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stage = make_stage(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        seen = look(stage, endpoint(stage.target), "", lambda: next(asked))
+    assert "cancelled" in seen.note
+    assert list(asked) == []

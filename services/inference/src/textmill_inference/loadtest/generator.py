@@ -78,7 +78,7 @@ class Generator:
         with self._trace(stage) as (trace, peak):
             workers = self.workers or workers_for(stage, peak)
             check_files(stage, workers)
-            seen = look(stage, where, self.key) if self.look else Look()
+            seen = look(stage, where, self.key, stopping) if self.look else Look()
             plan = _Plan(stage, where, seen, workers, trace, peak)
             calibrations = self._calibrated(plan, "before", stopping)
             started_at = time.time()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from textmill.contracts.load import Fixed, GivenPrompts, Message, Stage
@@ -13,6 +14,7 @@ from textmill_inference.loadtest.orders import Gauge
 from textmill_inference.loadtest.traffic import WORDS, Requests
 
 LOOK_S = 30.0
+_ASK_EVERY_S = 0.1
 _MOST_BYTES = 1 << 20
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
 _WORDS = (8, 108)
@@ -28,12 +30,28 @@ class Look:
     note: str = ""
 
 
-def look(stage: Stage, where: Endpoint, key: str) -> Look:
-    """Two to four short requests. A target that doesn't answer them is measured all the same."""
+def look(stage: Stage, where: Endpoint, key: str, stopping: Callable[[], bool] = lambda: False) -> Look:
+    """Two to four short requests. A target that doesn't answer them is measured all the same.
+
+    ``stopping`` is asked ten times a second: True ends the look, and what it raises comes out of here.
+    """
     try:
-        return asyncio.run(asyncio.wait_for(_look(stage, where, key), LOOK_S))
+        return asyncio.run(_watched(_look(stage, where, key), stopping))
     except (ConnectFailed, ConnectionLost, TimeoutError) as exc:
         return Look(note=f"the look before the run went unanswered ({exc or 'too slow'}): a word is taken for a token")
+
+
+async def _watched(looking: Coroutine[None, None, Look], stopping: Callable[[], bool]) -> Look:
+    async with asyncio.timeout(LOOK_S):
+        task = asyncio.ensure_future(looking)
+        try:
+            while not task.done():
+                if stopping():
+                    return Look(note="the look before the run was cancelled")
+                await asyncio.wait({task}, timeout=_ASK_EVERY_S)
+            return task.result()
+        finally:
+            task.cancel()
 
 
 async def _look(stage: Stage, where: Endpoint, key: str) -> Look:
