@@ -59,6 +59,21 @@ def test_a_sweep_measures_each_load_and_finds_the_knee(ctx):
     assert len(read_stages(ctx.store, report)) == 7
 
 
+def test_the_stages_of_a_cancelled_test_are_kept(ctx):
+    server = MadeUpServer(12)
+
+    class Stopped:
+        def run(self, stage, on_news, stopping):
+            if len(server.stages) == 2:
+                ctx.stop(Cancelled("enough"))
+            return server.run(stage, on_news, stopping)
+
+    with pytest.raises(Cancelled, match="enough"):
+        play(ctx, Stopped(), concurrencies=(1, 2, 4))
+    kept = [info.key for info in ctx.store.list("loadtests/") if "/stages/" in info.key]
+    assert [key.rpartition("/")[2] for key in kept] == ["0001.json", "0002.json"]
+
+
 def test_without_loads_the_default_sweep_is_made(ctx):
     server = MadeUpServer(1000)
     play(ctx, server)

@@ -94,6 +94,9 @@ class Loadtester:
                 telling,
                 lambda: _stopping(ctx),
                 rounds=job.versus.rounds if job.versus else 0,
+                keep=lambda number, measured: ctx.store.put(
+                    stage_key(job.loadtest_id, events.part, number), measured.to_json()
+                ),
             )
             telling.planned = run.planned()
             found = run.play()
@@ -238,10 +241,8 @@ def read_stages(store: ObjectStore, report: LoadtestReport) -> list[Measured]:
 def _keep(
     store: ObjectStore, report: LoadtestReport, stages: Sequence[Measured], series: Sequence[ServerSeries], part: int
 ) -> LoadtestReport:
-    """Write all but the report itself, which is the job's manifest and is written last."""
+    """Write what the stages, each kept when it was over, come to; the report itself is the job's manifest, its end."""
     base = f"loadtests/{report.loadtest_id}/{part:06d}/"
-    for number, stage in enumerate(stages, 1):
-        store.put(stage_key(report.loadtest_id, part, number), stage.to_json())
     files = {name: f"{base}{name}" for name in ("report.html", "report.csv", "series.json")} | {
         "stages": f"{base}stages/"
     }

@@ -27,6 +27,12 @@ _LONGEST = 6
 """A search's stage is made so many times longer at most to get the requests that a percentile takes."""
 _NEVER_ANSWERS = {ErrorClass.REFUSED, ErrorClass.CLIENT_ERROR, ErrorClass.WRONG_CONTENT}
 Tell = Callable[[LoadtestEvent], None]
+Keep = Callable[[int, Measured], None]
+"""Told the number of a stage and what it measured, as soon as it is over."""
+
+
+def keep_nothing(number: int, measured: Measured) -> None:
+    pass
 
 
 class RunsStages(Protocol):
@@ -69,6 +75,7 @@ class LoadRun:
         stopping: Callable[[], bool],
         rounds: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        keep: Keep = keep_nothing,
     ) -> None:
         self._options = options
         self._slo = options.judged_by()
@@ -78,6 +85,7 @@ class LoadRun:
         self._stopping = stopping
         self._rounds = rounds
         self._clock = clock
+        self._keep = keep
         self._began = clock()
         self.found = Findings()
 
@@ -165,6 +173,7 @@ class LoadRun:
         )
         self.found.levels.append(level)
         self.found.stages.append(measured)
+        self._keep(number, measured)
         self._tell(LoadtestEvent(at_s=self._elapsed(), level=level))
         return level, measured
 
