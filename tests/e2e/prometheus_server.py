@@ -47,6 +47,9 @@ class PrometheusServer:
         targets = self._get("/api/v1/targets", {"state": "active"})["activeTargets"]
         return [f"{t['labels']['job']}: {t['lastError']}" for t in targets if t["health"] != "up"]
 
+    def targets_up(self) -> int:
+        return sum(t["health"] == "up" for t in self._get("/api/v1/targets", {"state": "active"})["activeTargets"])
+
     def rule_faults(self) -> list[str]:
         """Rules whose evaluation failed; promtool can't know what real series do to a join."""
         groups = self._get("/api/v1/rules", {})["groups"]
@@ -83,6 +86,8 @@ def start(folder: Path, targets: dict[str, str]) -> PrometheusServer:
     server = PrometheusServer(f"http://127.0.0.1:{port}", time.time(), child)
     child.start()
     wait_until(lambda: _ready(server.url), 30, "Prometheus")
+    # It finds its targets some five seconds later, and a job that has ended by then has never grown a counter.
+    wait_until(lambda: server.targets_up() == len(targets), 60, "Prometheus's first look at each service")
     return server
 
 

@@ -59,7 +59,9 @@ def test_the_report_says_what_the_services_stored(installation: Installation, tu
     assert report["training"]["tokens"] == sum(s["tokens"] for s in steps)
     assert [level["concurrency"] for level in report["loadtest"]["levels"]] == [1, 4]
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3
+    # Loss and throughput; latency where enough requests were answered to claim a percentile.
+    claimed = [v for v in report["loadtest"]["levels"] if v["ttft_ms"] and v["ttft_ms"]["p50"] is not None]
+    assert page.count("<svg") == (3 if claimed else 2)
     assert evaluation["after"]["answers"][0]["key_facts"][0] in page
 
 
