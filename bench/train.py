@@ -119,7 +119,7 @@ def watching(findings: Findings, options: argparse.Namespace) -> None:
     """Short runs of one model in one process, by turns with all that watches and without; CPU time, so that other
     programs don't count. Without: no observer, and the chain of digests is a constant.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(STEADY)
     from textmill_trainer import loop, stages
 
     train, ratios = stages.train, list[float]()
