@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 from textmill.contracts.jobs import Output, TrainJob
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.errors import BadRequest, DependencyDown, NotFound
+from textmill.feeds import Feed
 from textmill.http import create_app
 from textmill.jobs import Jobs
 from textmill.store import MemoryStore, ObjectInfo
 from textmill_trainer.api import runs_router
-from textmill_trainer.events import RunFeed, RunFeeds, RunTail, parse_event_id
+from textmill_trainer.events import RunTail, parse_event_id, run_feeds
 from textmill_trainer.runstore import RunStore
 
 START = (0, -1)
@@ -52,7 +53,7 @@ class Training:
         self.job = TrainJob(dataset_id="ds_" + "1" * 32)
         self.run_id = self.job.run_id
         self.jobs.submit(self.job)
-        self.feeds = RunFeeds(self.store, self.jobs, EVERY_S)
+        self.feeds = run_feeds(self.store, self.jobs, EVERY_S)
         self._lines: list[bytes] = []
         self._attempt = 0
 
@@ -210,7 +211,7 @@ def test_what_is_uploaded_just_before_the_end_is_not_lost(training: Training) ->
 
     async def play() -> list[str]:
         training.step(1)
-        feed = RunFeed(Late(training.store, training.jobs, training.run_id), EVERY_S)
+        feed = Feed(training.run_id, Late(training.store, training.jobs, training.run_id), EVERY_S)
         await feed.look()
         return ids(await all_of(training.feeds.follow(feed, START)))
 

@@ -7,10 +7,11 @@ import pytest
 from textmill.contracts.jobs import LoadtestJob, Output
 from textmill.contracts.loadoptions import LoadtestEvent
 from textmill.errors import BadRequest, DependencyDown, NotFound
+from textmill.feeds import BEGINNING
 from textmill.jobs import Jobs
 from textmill.store import MemoryStore
 from textmill_inference.loadtest import events as module
-from textmill_inference.loadtest.events import BEGINNING, EventFeeds, EventLog, parse_event_id
+from textmill_inference.loadtest.events import EventLog, event_feeds, parse_event_id
 from textmill_inference.loadtest.job import name_owner
 
 
@@ -41,7 +42,7 @@ def collect(jobs, job, position=BEGINNING, before=None):
     """All frames until the end; ``before`` runs once the first of them came."""
 
     async def follow():
-        feeds = EventFeeds(jobs.store, jobs, every_s=0.01)
+        feeds = event_feeds(jobs.store, jobs, every_s=0.01)
         feed = await feeds.open(job.loadtest_id)
         found = b""
         async for data in feeds.follow(feed, position):
@@ -111,7 +112,7 @@ def test_a_store_that_is_away_for_a_while_loses_no_event(jobs, job):
 
 def test_nobodys_test_and_nobodys_event(jobs):
     with pytest.raises(NotFound, match="GET /v1/loadtests"):
-        asyncio.run(EventFeeds(jobs.store, jobs).open("lt_" + "0" * 32))
+        asyncio.run(event_feeds(jobs.store, jobs).open("lt_" + "0" * 32))
     for text in ("x", "1", "1.2.3", "-1.0"):
         with pytest.raises(BadRequest, match=r"look like 1\.40"):
             parse_event_id(text)

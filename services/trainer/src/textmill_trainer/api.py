@@ -11,7 +11,7 @@ from textmill.contracts.runs import ModelManifest
 from textmill.http import Page, submission_router
 from textmill.jobs import Jobs
 from textmill.store import ObjectStore
-from textmill_trainer.events import RunFeeds, parse_event_id
+from textmill_trainer.events import parse_event_id, run_feeds
 from textmill_trainer.reports import StoredReports
 from textmill_trainer.stored import RunView, StoredModels, StoredRuns
 
@@ -25,7 +25,7 @@ def runs_router(store: ObjectStore, jobs: Jobs) -> APIRouter:
     """``POST /v1/runs`` trains; the rest reads what runs have written."""
     runs = StoredRuns(store)
     reports = StoredReports(store)
-    feeds = RunFeeds(store, jobs)
+    feeds = run_feeds(store, jobs)
     router = APIRouter(tags=["runs"])
     router.include_router(submission_router("/v1/runs", TrainJob, jobs))
 

@@ -11,11 +11,12 @@ from textmill.contracts.base import Contract
 from textmill.contracts.jobs import JobState, JobView, LoadtestJob, Progress
 from textmill.contracts.loadreport import Comparison, LoadtestReport, Verdict
 from textmill.errors import Conflict, JobFailed, NotFound
+from textmill.feeds import BEGINNING
 from textmill.http import Page, submission_router
 from textmill.jobs import Jobs
 from textmill.store import ObjectStore
 from textmill_inference.loadtest.compare import compare_runs
-from textmill_inference.loadtest.events import BEGINNING, EventFeeds, parse_event_id, read_owner
+from textmill_inference.loadtest.events import event_feeds, parse_event_id, read_owner
 from textmill_inference.loadtest.job import Loadtester, loadtest_key, name_owner, read_stages
 
 LoadtestId = Annotated[str, Path(pattern=r"^lt_[0-9a-f]{32}$")]
@@ -109,7 +110,7 @@ def _reading(jobs: Jobs, store: ObjectStore) -> APIRouter:
 
 def _following(jobs: Jobs, store: ObjectStore) -> APIRouter:
     router = APIRouter(prefix="/v1/loadtests")
-    feeds = EventFeeds(store, jobs)
+    feeds = event_feeds(store, jobs)
 
     @router.get("/{loadtest_id}/events", summary="What happens in a load test, as server-sent events")
     async def events(
