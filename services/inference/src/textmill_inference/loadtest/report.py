@@ -24,6 +24,16 @@ _PART_COLOURS = {
     "prefill": 5, "decode": 1, "server": 1,
 }  # fmt: skip
 _CSV_LATENCIES = ("ttft_ms", "ttft_sent_ms", "itl_ms", "per_token_ms", "e2e_ms", "e2e_sent_ms", "lateness_ms")
+_AGAINST_LOAD: tuple[tuple[str, str, Measure], ...] = (
+    ("ttft_ms", "Time to first token against load", "ttft"),
+    ("itl_ms", "Time between tokens against load", "inter_token"),
+    ("e2e_ms", "End to end against load", "e2e"),
+)
+_HISTOGRAMS: tuple[tuple[Clock, str, Measure], ...] = (
+    (Clock.TTFT_SCHEDULED, "time to first token", "ttft"),
+    (Clock.INTER_TOKEN, "time between tokens", "inter_token"),
+    (Clock.E2E_SCHEDULED, "end to end", "e2e"),
+)
 
 
 def page_of(report: LoadtestReport, stages: Sequence[Measured], series: Sequence[ServerSeries]) -> str:
@@ -130,17 +140,13 @@ def _against_load(report: LoadtestReport, levels: Sequence[Level]) -> list[Drawi
             "Each dot is a stage, the line joins the medians; crosses are stages that the load generator spoiled.",
         )
     ]
-    for field, title, measure in (
-        ("ttft_ms", "Time to first token against load", "ttft"),
-        ("itl_ms", "Time between tokens against load", "inter_token"),
-        ("e2e_ms", "End to end against load", "e2e"),
-    ):
+    for field, title, measure in _AGAINST_LOAD:
         lines = [
             line
             for n, side in enumerate(sides)
             for line in _percentiles([v for v in levels if v.side == side], field, _of_side(side, sides), 2 * n + 1)
         ]
-        chart = Chart(axis, Axis("ms", log=True), lines, [*_limits(report, measure), *knee])  # type: ignore[arg-type]
+        chart = Chart(axis, Axis("ms", log=True), lines, [*_limits(report, measure), *knee])
         found.append((title, draw(chart), "Whiskers are 95 % intervals."))
     return found
 
@@ -274,15 +280,11 @@ def _histograms(report: LoadtestReport, levels: Sequence[Level], stages: Sequenc
     met = [pair for pair in valid if pair[0].judgement is not None and pair[0].judgement.met]
     level, stage = max(met, key=lambda p: p[0].load) if met else max(valid, key=lambda p: p[0].output_tokens_per_s)
     found: list[Drawing] = []
-    for clock, title, measure in (
-        (Clock.TTFT_SCHEDULED, "time to first token", "ttft"),
-        (Clock.INTER_TOKEN, "time between tokens", "inter_token"),
-        (Clock.E2E_SCHEDULED, "end to end", "e2e"),
-    ):
+    for clock, title, measure in _HISTOGRAMS:
         if (latency := stage.latencies.get(clock)) is None:
             continue
         counts = Histogram.decode(latency.histogram).counts
-        rules = [Rule(rule.label, x=rule.y) for rule in _limits(report, measure)]  # type: ignore[arg-type]
+        rules = [Rule(rule.label, x=rule.y) for rule in _limits(report, measure)]
         drawn = histogram([(value_of(index) / 1e3, n) for index, n in counts.items()], f"{title} (ms)", rules)
         note = f"Stage {level.number}, at {load_words(level.load, level.kind)}; {latency.samples:,} samples."
         found.append((f"Histogram: {title}", drawn, note))
