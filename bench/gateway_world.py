@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cores import on
+
 from textmill.http1 import HttpPool
 
 BENCH = Path(__file__).resolve().parent
@@ -23,17 +25,6 @@ GATEWAY_CORES, CLIENT_CORES = set(CORES[:1]), set(CORES[1:] or CORES)
 KEY = "sk-bench"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def on(cores: set[int]) -> Iterator[None]:
-    """Processes started inside keep to these cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import synth_world as world
+from cores import on
 
 BENCH = Path(__file__).resolve().parent
 NAMES = ("bespokelabs-curator", "distilabel", "synthetic-data-kit")
@@ -82,7 +83,7 @@ def _run_capped(python: Path, name: str, task: str, cap_s: float) -> tuple[dict[
 
     ``-P``: else a runner would be found in place of the library that has its name.
     """
-    with world.on(world.WORKER_CORES):
+    with on(world.WORKER_CORES):
         process = subprocess.Popen(
             [str(python), "-P", str(BENCH / "peers" / f"{name}.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

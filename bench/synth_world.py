@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cores import on
+
 from textmill.contracts.base import content_id, new_id
 from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.documents import CorpusManifest, Document, Encoding, Passage, Span
@@ -42,17 +44,6 @@ _WORDS = re.findall(
     shingle silk slate spindle spring stone stream thatch timber tower vault wax well wharf wheel willow wool
     """,
 )
-
-
-@contextmanager
-def on(cores: set[int]) -> Iterator[None]:
-    """Processes started inside keep to these cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from tests.trainer.conftest import make_records
 
 from textmill.errors import JobFailed
+from textmill.weights import weights_sha256
 from textmill_trainer.batches import collate
 from textmill_trainer.loop import plain_model
 from textmill_trainer.loss import supervised_logits, supervised_losses
 from textmill_trainer.model import (
     LoraSettings,
     add_lora,
-    base_sha256,
     choose_residence,
     dequantize_in_place,
     fetch_base,
@@ -112,9 +112,9 @@ def test_a_base_that_is_nowhere_is_named() -> None:
 
 def test_base_hash_is_of_the_weights_alone(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    first = base_sha256(tmp_path)
+    first = weights_sha256(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert base_sha256(tmp_path) == first == hashlib.sha256(b"weights").hexdigest()
+    assert weights_sha256(tmp_path) == first == hashlib.sha256(b"weights").hexdigest()
 
 
 def _lora_a(model: Any) -> Any:

@@ -19,6 +19,7 @@ from textmill.contracts.masking import MaskingSummary
 from textmill.contracts.runs import EvalMetrics
 from textmill.contracts.trainforecast import TrainForecast
 from textmill.contracts.verdict import TrainVerdict
+from textmill.weights import weights_sha256
 from textmill_trainer import loop
 from textmill_trainer.beforehand import Chosen, choose, look_back, rehearse
 from textmill_trainer.checkpoint import trained_weights
@@ -32,7 +33,6 @@ from textmill_trainer.masking import encode_with_proof
 from textmill_trainer.metrics import summarize
 from textmill_trainer.model import (
     LoraSettings,
-    base_sha256,
     describe_device,
     detect_device,
     fetch_base,
@@ -239,7 +239,7 @@ def publish(run: Run) -> None:
             ),
         ),
         merge=short_form(merged),
-        base_sha256=base_sha256(run.base),
+        base_sha256=weights_sha256(run.base),
         masking=run.masking,
         verdict=run.verdict.note,
         anomalies=run.anomalies,

@@ -33,16 +33,6 @@ def fetch_adapter(
     return ModelFolder(target, manifest.model_id)
 
 
-def base_sha256(folder: Path) -> str:
-    """SHA-256 over a model's safetensors files in name order, as the trainer writes it into a model's lineage."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _download(store: ObjectStore, manifest: ModelManifest, prefix: str, folder: Path, tick: Tick) -> None:
     """Adapters are published without digests: their sizes are held to the store's list, and the gate does the rest."""
     shutil.rmtree(folder, ignore_errors=True)

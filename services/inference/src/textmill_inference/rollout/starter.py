@@ -11,9 +11,10 @@ from pathlib import Path
 from textmill.contracts.serving import ModelVersion
 from textmill.errors import BadRequest, DependencyDown, JobFailed, TextmillError
 from textmill.store import ObjectStore
+from textmill.weights import weights_sha256
 from textmill_inference.engine.maker import EngineMaker
 from textmill_inference.engine.port import Engine, ModelFolder, SwapKind
-from textmill_inference.rollout.adapter_files import base_sha256, fetch_adapter
+from textmill_inference.rollout.adapter_files import fetch_adapter
 from textmill_inference.rollout.model_cache import Tick, fetch, prune, read_manifest
 from textmill_inference.rollout.routes import Upstream
 from textmill_inference.rollout.table import Live
@@ -105,7 +106,7 @@ class Starter:
             )
         path = host.folder.path
         if path not in self._base_sha256:
-            self._base_sha256[path] = base_sha256(path)
+            self._base_sha256[path] = weights_sha256(path)
         if self._base_sha256[path] != trained_on:
             raise JobFailed(
                 f"the adapter of {version.model_id} was trained on other weights (SHA-256 {trained_on[:12]}...) than "
