@@ -255,8 +255,10 @@ def test_a_failing_canary_is_taken_back_while_requests_go_on(start, store, tmp_p
     assert failed > 0
     end = stack.deployments.records.get("tuned").last_trial
     assert end.outcome == "aborted_automatically"
+    # Every other request fails by chance, so how many did is between none and all; none that the stable version answered.
     assert end.figures.trial.requests >= 20
-    assert end.figures.trial.error_rate == pytest.approx(0.5, abs=0.1)
+    assert 0 < end.figures.trial.errors < end.figures.trial.requests
+    assert end.figures.trial.errors <= len(crowd.errors)
     assert end.figures.stable.errors == 0
     assert stack.ask() == ["one"] * 3
 
