@@ -255,7 +255,7 @@ def test_a_failing_canary_is_taken_back_while_requests_go_on(start, store, tmp_p
     assert failed > 0
     end = stack.deployments.records.get("tuned").last_trial
     assert end.outcome == "aborted_automatically"
-    # Every other request fails by chance, so how many did is between none and all; none that the stable version answered.
+    # Each request of the canary fails by chance, so what is known of how many did is: not none, and not all.
     assert end.figures.trial.requests >= 20
     assert 0 < end.figures.trial.errors < end.figures.trial.requests
     assert end.figures.trial.errors <= len(crowd.errors)
