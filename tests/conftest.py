@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.collector import Collector, collecting
 
+from textmill import tracing
 from textmill.bus import KafkaBus
 from textmill.errors import DependencyDown
 from textmill.store import S3Store
@@ -55,6 +57,17 @@ def s3_store(s3_url: str) -> S3Store:
     store = open_store(s3_url, f"t-{uuid.uuid4().hex[:20]}")
     store.ensure_bucket()
     return store
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Tracing is on in this process, as the service "test"; ``tracing.stop()`` sends what there is."""
+    with collecting() as made:
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        tracing.configure("test")
+        yield made
+        tracing.stop()
 
 
 def open_store(url: str, bucket: str) -> S3Store:

@@ -20,6 +20,8 @@ from textmill_cli.local.process import Child
 from textmill_cli.local.wait import wait_until
 
 SESSION_S = 2.0
+PATIENT_SESSION_S = 6.0
+"""For what a session's end would spoil: a machine so busy that nobody is heard for two seconds ends one of two."""
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.slow)])
@@ -83,7 +85,7 @@ def test_what_is_done_is_not_heard_again_and_what_is_not_is(bus: JobBus, kind: s
     bus.ring(kind, "job_1")
     take(first)
     bus.ring(kind, "job_1")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while first.wait(0.2) is None:
         assert time.monotonic() < deadline
     first.close()
@@ -109,7 +111,7 @@ def test_each_message_goes_to_one_member(bus: JobBus, kind: str) -> None:
     threads = [threading.Thread(target=listen, args=(values,), daemon=True) for values in heard]
     for thread in threads:
         thread.start()
-    warm_up, deadline = 0, time.monotonic() + 40
+    warm_up, deadline = 0, time.monotonic() + 120
     while not all(heard):  # the group has settled when both have heard something
         assert time.monotonic() < deadline, heard
         bus.ring(kind, f"warm_{warm_up}")
@@ -118,7 +120,7 @@ def test_each_message_goes_to_one_member(bus: JobBus, kind: str) -> None:
     wanted = {f"job_{i}".encode() for i in range(20)}
     for value in wanted:
         bus.ring(kind, value.decode())
-    wait_until(lambda: sum(v in wanted for values in heard for v in values) >= 20, 20, "the rest of the messages")
+    wait_until(lambda: sum(v in wanted for values in heard for v in values) >= 20, 60, "the rest of the messages")
     time.sleep(0.3)
     stop.set()
     for thread in threads:
@@ -138,9 +140,9 @@ def test_many_threads_may_ring(bus: JobBus, kind: str) -> None:
 def test_a_ring_leaves_nothing_running(kafka_servers: str, kind: str) -> None:
     """A producer that is kept spins for ever once a topic that it had used is gone."""
     bus = KafkaBus(kafka_servers, SESSION_S)
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     bus.ring(kind, "job_1")
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_fake_keeps_dead_letters_with_their_reason() -> None:
@@ -163,7 +165,7 @@ def test_dead_letters_lie_on_the_dead_topic_with_their_reason(kafka_servers: str
 @pytest.mark.slow
 def test_a_busy_member_stays_and_lets_others_join(kafka_servers: str, kind: str) -> None:
     """It only keeps alive, for three sessions, while another joins: it loses no partition and takes no message."""
-    bus = KafkaBus(kafka_servers, SESSION_S)
+    bus = KafkaBus(kafka_servers, PATIENT_SESSION_S)
     busy = bus.listen([kind], kind)
     bus.ring(kind, "job_first")
     take(busy)
@@ -172,14 +174,17 @@ def test_a_busy_member_stays_and_lets_others_join(kafka_servers: str, kind: str)
     for value in wanted:
         bus.ring(kind, value.decode())
     begun = time.monotonic()
-    while not other_heard or time.monotonic() < begun + 3 * SESSION_S:
-        assert time.monotonic() < begun + 30, "the other was never let in"
+    while not other_heard or time.monotonic() < begun + 3 * PATIENT_SESSION_S:
+        assert time.monotonic() < begun + 120, "the other was never let in"
         busy.keep_alive()
         message = other.wait(0.2)
         if message is not None:
             other.done(message)
             other_heard.add(message.value)
-    busy_heard = set(rest(busy, 2.0))
+    busy_heard = set[bytes]()
+    deadline = time.monotonic() + 60
+    while other_heard | busy_heard != wanted and time.monotonic() < deadline:
+        busy_heard |= set(rest(busy, 0.5))
     assert other_heard | busy_heard == wanted
     assert busy_heard - other_heard, "the busy member lost its partitions"
     for listener in (busy, other):
@@ -197,7 +202,7 @@ def own_broker(tmp_path: Path) -> Iterator[tuple[Child, str]]:
     broker = servers.broker(port, tmp_path / "tansu.log")
     broker.start()
     address = f"127.0.0.1:{port}"
-    wait_until(lambda: answers(lambda: KafkaBus(address).check()), 30, "Tansu")
+    wait_until(lambda: answers(lambda: KafkaBus(address).check()), 60, "Tansu")
     yield broker, address
     broker.kill()
 
@@ -210,28 +215,29 @@ def answers(call: Callable[[], object]) -> bool:
     return True
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(50)
 def test_a_broker_that_was_never_there_is_told_at_once() -> None:
     bus = KafkaBus(f"127.0.0.1:{any_free()}", timeout_s=60.0)
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     for call in (bus.check, lambda: bus.ring("synth", "job_1"), lambda: bus.listen(["synth"], "g")):
         with pytest.raises(DependencyDown, match="TEXTMILL_BUS_SERVERS"):
             call()
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= before
     bus.close()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_frozen_broker_blocks_nobody_for_long(own_broker: tuple[Child, str]) -> None:
     """Its port takes connections, but nothing answers: every call gives up, and leaves no thread behind."""
     broker, address = own_broker
-    bus = KafkaBus(address, SESSION_S, timeout_s=1.0)
+    bus = KafkaBus(address, SESSION_S, timeout_s=3.0)
     listener = bus.listen(["synth"], "g")
     bus.ring("synth", "job_1")
-    message = listener.wait(10)
-    assert message is not None
-    threads = threading.active_count()
+    deadline = time.monotonic() + 60
+    while (message := listener.wait(0.2)) is None:
+        assert time.monotonic() < deadline, "no message"
+    before = set(threading.enumerate())
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGSTOP)
     calls = (
@@ -245,13 +251,13 @@ def test_a_frozen_broker_blocks_nobody_for_long(own_broker: tuple[Child, str]) -
             call()
     listener.keep_alive()
     assert listener.wait(0.1) is None
-    assert threading.active_count() <= threads
+    assert set(threading.enumerate()) <= before
     listener.close()
     bus.close()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_bus_and_listener_come_back_by_themselves_after_a_broker_was_killed(own_broker: tuple[Child, str]) -> None:
     broker, address = own_broker
     bus = KafkaBus(address, SESSION_S)
@@ -260,9 +266,9 @@ def test_bus_and_listener_come_back_by_themselves_after_a_broker_was_killed(own_
     take(listener)
     broker.kill()
     for call in (lambda: rest(listener, 0.1), lambda: bus.ring("synth", "job_2"), bus.check):
-        wait_until(lambda call=call: not answers(call), 20, "word of the broker's death")  # type: ignore[misc]
+        wait_until(lambda call=call: not answers(call), 60, "word of the broker's death")  # type: ignore[misc]
     broker.start()  # with nothing in its memory: no topic, no group
-    wait_until(lambda: answers(lambda: bus.ring("synth", "job_3")), 30, "the first ring after the restart")
+    wait_until(lambda: answers(lambda: bus.ring("synth", "job_3")), 60, "the first ring after the restart")
 
     def rings_and_is_heard() -> bool:
         try:

@@ -34,6 +34,9 @@ def test_an_api_without_workers_counts_the_open_jobs() -> None:
     for _ in range(3):
         jobs.submit(job())
     TestClient(app).get("/metrics")
+    for thread in threading.enumerate():  # the answer waits for the look for a second and no more
+        if thread.name == "census":
+            thread.join(60)
     assert value("textmill_jobs_open", kind="corpus") == 3
     assert value("textmill_jobs_open", kind="crawl") == 0
 
@@ -50,7 +53,7 @@ def test_the_age_is_of_the_oldest_job() -> None:
 
 def test_it_looks_once_in_a_while() -> None:
     jobs = Jobs(MemoryStore())
-    census = Census(jobs, ("corpus",), every_s=60)
+    census = Census(jobs, ("corpus",), every_s=600, wait_s=60)
     census.refresh()
     jobs.submit(job())
     census.refresh()
@@ -63,7 +66,7 @@ class SlowStore(MemoryStore):
         self.answers = threading.Event()
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        self.answers.wait(30)
+        self.answers.wait(600)
         return super().list(prefix, after)
 
 
@@ -77,7 +80,7 @@ def test_a_store_that_hangs_holds_up_no_scrape() -> None:
     store.answers.set()
     for thread in threading.enumerate():  # or its figures come in the middle of the next test
         if thread.name == "census":
-            thread.join(10)
+            thread.join(60)
 
 
 class DownStore(MemoryStore):
@@ -88,8 +91,8 @@ class DownStore(MemoryStore):
 def test_a_store_that_is_down_leaves_the_last_figures() -> None:
     jobs = Jobs(MemoryStore())
     jobs.submit(job())
-    Census(jobs, ("corpus",)).refresh()
-    Census(Jobs(DownStore()), ("corpus",)).refresh()
+    Census(jobs, ("corpus",), wait_s=60).refresh()
+    Census(Jobs(DownStore()), ("corpus",), wait_s=60).refresh()
     assert value("textmill_jobs_open", kind="corpus") == 1
 
 
@@ -99,7 +102,7 @@ def test_a_worker_tells_what_it_has_in_hand_and_begins_at_zero() -> None:
 
     def work(one: object, context: object) -> None:
         seen.set()
-        gate.wait(20)
+        gate.wait(600)
 
     worker = Worker(jobs, MemoryBus(), {"evaluate": work}, "group")  # type: ignore[dict-item]
     assert value("textmill_job_attempts_total", kind="evaluate", outcome="retry") == 0
@@ -108,13 +111,13 @@ def test_a_worker_tells_what_it_has_in_hand_and_begins_at_zero() -> None:
     jobs.submit(job())
     thread = threading.Thread(target=corpus.run, daemon=True)
     thread.start()
-    assert seen.wait(20)
+    assert seen.wait(60)
     assert value("textmill_jobs_running", kind="corpus") == 1
     gate.set()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while value("textmill_jobs_running", kind="corpus") and time.monotonic() < until:
         time.sleep(0.01)
     assert value("textmill_jobs_running", kind="corpus") == 0
     corpus.drain()
-    thread.join(20)
+    thread.join(60)
     worker.drain()

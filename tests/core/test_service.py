@@ -10,7 +10,7 @@ from textmill_cli.local.ports import any_free
 WAITS = """
 from textmill.service import open_backends
 from textmill.settings import ServiceSettings
-open_backends(ServiceSettings())
+open_backends("test", ServiceSettings())
 """
 
 
@@ -28,4 +28,4 @@ def test_sigterm_ends_a_service_that_waits_for_its_store() -> None:
                 break
         process.send_signal(signal.SIGTERM)
         process.stderr.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

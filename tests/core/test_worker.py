@@ -66,12 +66,12 @@ def running(
         yield worker
     finally:
         worker.drain()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive(), "the worker didn't drain"
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
@@ -313,15 +313,13 @@ def test_a_handler_that_does_not_stop_is_left_behind(jobs: Jobs, bus: MemoryBus)
     release = threading.Event()
 
     def deaf(job: CorpusJob, ctx: JobContext) -> Output:
-        release.wait(20)
+        release.wait(600)
         return make(job, ctx)
 
-    begun = time.monotonic()
-    with running(jobs, bus, deaf):
+    with running(jobs, bus, deaf):  # its end is awaited for a tenth of that
         job = corpus_job()
         jobs.submit(job)
         until(lambda: view(jobs, job).state == "running")
-    assert time.monotonic() - begun < 15
     assert view(jobs, job).state == "queued"
     release.set()
 
@@ -332,7 +330,7 @@ def test_a_worker_goes_on_after_a_cancelled_handler_that_does_not_stop(jobs: Job
 
     def half_deaf(job: CorpusJob, ctx: JobContext) -> Output:
         if job.job_id == stuck.job_id:
-            release.wait(20)
+            release.wait(600)
         return make(job, ctx)
 
     with running(jobs, bus, half_deaf):
@@ -354,9 +352,9 @@ def test_a_worker_that_lost_its_lease_loses_the_commit(bus: MemoryBus, obeys: bo
     wake, stopped = threading.Event(), list[Stopped]()
 
     def sleeper(job: CorpusJob, ctx: JobContext) -> Output:
-        wake.wait(20)
+        wake.wait(600)
         if obeys:
-            ctx.stopping.wait(10)
+            ctx.stopping.wait(60)
         try:
             ctx.raise_if_stopped()
         except Stopped as exc:
@@ -470,7 +468,7 @@ def test_a_listener_that_breaks_is_replaced_and_costs_no_attempt(jobs: Jobs) -> 
     jobs.ring = bus.ring
 
     def slow(job: CorpusJob, ctx: JobContext) -> Output:
-        time.sleep(0.1)  # a few heartbeats
+        until(lambda: "keep_alive" in bus.tripped)  # at the latest with the second heartbeat
         return make(job, ctx)
 
     deaf_but_for_rings = Pace(heartbeat_s=0.02, recover_every_s=1_000, grace_s=0.3)
@@ -550,7 +548,7 @@ def test_missed_heartbeats_stop_no_handler(bus: MemoryBus) -> None:
 
     def patient(job: CorpusJob, ctx: JobContext) -> Output:
         store.down_for = 3
-        go_on.wait(10)
+        go_on.wait(60)
         ctx.raise_if_stopped()
         return make(job, ctx)
 

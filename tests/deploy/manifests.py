@@ -20,8 +20,12 @@ _CUSTOM: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("custom_resour
 @cache
 def build(overlay: str) -> tuple[Resource, ...]:
     """What ``kubectl apply -k`` would send, with the Job template that the trainer makes runs of."""
+    return build_folder(K8S / "overlays" / overlay)
+
+
+def build_folder(folder: Path) -> tuple[Resource, ...]:
     done = subprocess.run(
-        [kubectl(), "kustomize", str(K8S / "overlays" / overlay)],
+        [kubectl(), "kustomize", str(folder)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

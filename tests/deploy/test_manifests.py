@@ -3,14 +3,16 @@
 import copy
 import importlib.util
 import ipaddress
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from deploy_tools import ROOT
 from known import known_settings
-from manifests import OVERLAYS, Resource, build, of_kind, pod_template, schema_faults
+from manifests import K8S, OVERLAYS, Resource, build, build_folder, of_kind, pod_template, schema_faults
 from policies import EXEMPT, POLICIES, violations
 
 from textmill.service import pace
@@ -290,3 +292,17 @@ def _no_twice(node: Any, where: str) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             _no_twice(value, where)
+
+
+def test_any_overlay_can_take_tracing_along(tmp_path: Path) -> None:
+    """Built as an owner would: a folder with the overlay and the component in it."""
+    overlay, component = (
+        os.path.relpath(K8S / path, tmp_path) for path in ("overlays/production", "components/tracing")
+    )
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\ncomponents: [{component}]\n")
+    resources = build_folder(tmp_path)
+    assert [fault for resource in resources for fault in (*schema_faults(resource), *violations(resource))] == []
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in of_kind(resources, "ConfigMap")["textmill"]["data"]
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in of_kind(build("production"), "ConfigMap")["textmill"]["data"]
+    [rule] = of_kind(resources, "NetworkPolicy")["allow-spans"]["spec"]["egress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 4318}]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.collector import Collector, collecting
 
 sys.path.insert(0, str(Path(__file__).parent))
 import prometheus_server
@@ -13,9 +14,16 @@ from recipes import small_recipe, write_recipe
 
 
 @pytest.fixture(scope="session")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """All services and servers, up and ready."""
-    installed = Installation(tmp_path_factory.mktemp("home"))
+def collector() -> Iterator[Collector]:
+    """Where the installation's spans go."""
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Installation]:
+    """All services and servers, up and ready, with tracing on."""
+    installed = Installation(tmp_path_factory.mktemp("home"), collector.environment)
     started = installed.textmill("up", "--detach")
     try:
         assert started.returncode == 0, started.stderr + started.stdout

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @dataclass(frozen=True)
 class Installation:
     home: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> CliSettings:
@@ -30,7 +32,7 @@ class Installation:
         return subprocess.run(
             [sys.executable, "-m", "textmill_cli.main", *arguments],
             cwd=ROOT,
-            env={**os.environ, "TEXTMILL_CLI_HOME": str(self.home), "COLUMNS": "200"},
+            env={**os.environ, **self.environment, "TEXTMILL_CLI_HOME": str(self.home), "COLUMNS": "200"},
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -31,7 +31,7 @@ def work(job: CorpusJob, ctx: JobContext) -> Output:
 
 def main() -> None:
     settings = GatedSettings()
-    _, bus, jobs = open_backends(settings)
+    _, bus, jobs = open_backends("gated", settings)
     worker = Worker(jobs, bus, {"corpus": work}, group="gated", pace=pace(settings))
     app = create_app("gated", jobs=jobs, kinds=("corpus",), checks={"bus": bus.check}, token=settings.token)
     run_service(app, worker, settings, on_stop=bus.close)

@@ -24,7 +24,7 @@ from textmill_cli.local.ports import any_free
 from textmill_cli.local.process import Child
 from textmill_cli.local.wait import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SCRIPT = Path(__file__).with_name("gated_worker.py")
 
 
@@ -42,7 +42,7 @@ class Mill:
         self.bus = KafkaBus(self.environment["TEXTMILL_BUS_SERVERS"], timeout_s=2.0)
         self.jobs = Jobs(self.store, ring=self.bus.ring, bury=self.bus.bury)
 
-    def start_workers(self, count: int, lease_ttl_s: float = 3.0) -> list[Child]:
+    def start_workers(self, count: int, lease_ttl_s: float = 6.0) -> list[Child]:
         started = []
         for _ in range(count):
             name = f"worker-{len(self.workers)}"
@@ -68,7 +68,7 @@ class Mill:
         return {int(key.removeprefix(prefix)): int(self.store.get(key)) for key in keys}
 
     def wait_begun(self, job: CorpusJob, attempt: int = 1) -> int:
-        wait_until(lambda: attempt in self.begun(job), 60, f"attempt {attempt} of {job.job_id}")
+        wait_until(lambda: attempt in self.begun(job), 120, f"attempt {attempt} of {job.job_id}")
         return self.begun(job)[attempt]
 
     def worker(self, pid: int) -> Child:
@@ -77,7 +77,7 @@ class Mill:
     def view(self, job: CorpusJob) -> JobView:
         return self.jobs.view("corpus", job.job_id)
 
-    def wait_done(self, job: CorpusJob, timeout_s: float = 60) -> JobView:
+    def wait_done(self, job: CorpusJob, timeout_s: float = 120) -> JobView:
         wait_until(lambda: self.view(job).finished and self._settled(job), timeout_s, f"the end of {job.job_id}")
         return self.view(job)
 
@@ -102,7 +102,7 @@ def mill(s3_url: str, tmp_path: Path) -> Iterator[Mill]:
     port = any_free()
     broker = servers.broker(port, tmp_path / "tansu.log")
     broker.start()
-    wait_until(lambda: answers(KafkaBus(f"127.0.0.1:{port}").check), 30, "Tansu")
+    wait_until(lambda: answers(KafkaBus(f"127.0.0.1:{port}").check), 60, "Tansu")
     environment = servers.store_environment(0) | servers.bus_environment(port)
     environment |= {
         "TEXTMILL_STORE_URL": s3_url,
@@ -145,7 +145,7 @@ def test_a_frozen_worker_that_wakes_late_changes_nothing(mill: Mill) -> None:
     mill.open_gate()
     mill.wait_done(job)
     os.kill(sleeper, signal.SIGCONT)
-    wait_until(lambda: "lease_lost" in log_of(mill, sleeper) or "lost_commit" in log_of(mill, sleeper), 30, "its word")
+    wait_until(lambda: "lease_lost" in log_of(mill, sleeper) or "lost_commit" in log_of(mill, sleeper), 60, "its word")
     mill.check_one_result(job, attempt=2)
 
 
@@ -155,9 +155,9 @@ def log_of(mill: Mill, pid: int) -> str:
 
 def test_no_job_is_lost_with_the_broker(mill: Mill) -> None:
     """It is killed with rings unheard and jobs at work, and comes back with an empty memory."""
-    mill.start_workers(2)
+    mill.start_workers(2, lease_ttl_s=600)
     before = [mill.submit() for _ in range(6)]
-    wait_until(lambda: sum(len(mill.begun(job)) for job in before) >= 2, 60, "both workers at work")
+    wait_until(lambda: sum(len(mill.begun(job)) for job in before) >= 2, 120, "both workers at work")
     mill.broker.kill()
     during = [mill.submit() for _ in range(3)]
     mill.open_gate(before[0])
@@ -170,7 +170,7 @@ def test_no_job_is_lost_with_the_broker(mill: Mill) -> None:
 
 
 def test_work_goes_on_while_the_broker_is_away(mill: Mill) -> None:
-    mill.start_workers(1)
+    mill.start_workers(1, lease_ttl_s=600)
     mill.broker.kill()
     mill.open_gate()
     job = mill.submit()
@@ -183,7 +183,7 @@ def test_sigterm_drains(mill: Mill) -> None:
     job = mill.submit()
     assert mill.wait_begun(job) == first.pid
     first.terminate()
-    assert first.wait(20), "it didn't go within the grace period"
+    assert first.wait(60), "it didn't go within the grace period"
     assert first.process is not None
     assert first.process.returncode == 0
     given_back = mill.view(job)
@@ -195,7 +195,7 @@ def test_sigterm_drains(mill: Mill) -> None:
 
 def test_twenty_rings_and_three_workers_make_one_effect(mill: Mill) -> None:
     """The doubled rings carry no key, so that every worker hears some, while the job is at work and when it is done."""
-    mill.start_workers(3)
+    mill.start_workers(3, lease_ttl_s=600)
     job = mill.submit()
     mill.wait_begun(job)
     ring_everywhere(mill, job, 20)
@@ -211,5 +211,5 @@ def test_twenty_rings_and_three_workers_make_one_effect(mill: Mill) -> None:
 def ring_everywhere(mill: Mill, job: CorpusJob, times: int) -> None:
     producer = KafkaProducer(bootstrap_servers=mill.environment["TEXTMILL_BUS_SERVERS"])
     for _ in range(times):
-        producer.send(jobs_topic("corpus"), job.job_id.encode()).get(timeout=10)
+        producer.send(jobs_topic("corpus"), job.job_id.encode()).get(timeout=60)
     producer.close()

@@ -97,7 +97,7 @@ def context(store: ObjectStore, attempt: int = 1) -> JobContext:
 
 def settings(url: str, **changes: Any) -> SynthSettings:
     """Short waits, so that a test of retries takes milliseconds."""
-    values = {"response_mode": "text", "deadline_s": 5.0, "concurrency": 8, "retry_delay_s": 0.001, **changes}
+    values = {"response_mode": "text", "deadline_s": 60.0, "concurrency": 8, "retry_delay_s": 0.001, **changes}
     return SynthSettings(llm_url=url, **values)
 
 

@@ -164,7 +164,9 @@ def test_failed_and_cancelled_calls_leave_no_reservation_behind() -> None:
         async with guard(MemoryStore(), Budget(max_calls=10)) as kept:
             budgeted = BudgetedEndpoint(llm, kept)
             tasks = [asyncio.create_task(budgeted.attempt(request(n), 5.0)) for n in range(100, 130)]
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(60):
+                while llm.calls < 10:
+                    await asyncio.sleep(0.01)
             for task in tasks[3:]:
                 task.cancel()
             llm.gate.set()
@@ -218,8 +220,11 @@ def test_an_outage_does_not_eat_the_budget_however_often_the_job_comes_back() ->
 
     async def run(attempt: int) -> None:
         async with guard(store, budget, attempt=f"1-{attempt}") as kept:
-            in_flight = asyncio.create_task(outcomes(BudgetedEndpoint(FakeEndpoint(), kept), range(100, 110)))
-            await asyncio.sleep(0.05)
+            llm = FakeEndpoint()
+            in_flight = asyncio.create_task(outcomes(BudgetedEndpoint(llm, kept), range(100, 110)))
+            async with asyncio.timeout(60):
+                while not llm.calls:
+                    await asyncio.sleep(0.01)
             in_flight.cancel()
             await asyncio.gather(in_flight, return_exceptions=True)
             raise DependencyDown("the endpoint is gone")

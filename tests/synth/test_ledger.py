@@ -98,7 +98,7 @@ def test_flushes_by_itself_after_so_many_calls_and_so_much_time() -> None:
     async def job(flush_every_s: float, flush_every_calls: int) -> None:
         async with Ledger(store, llm, flush_every_s, flush_every_calls) as ledger:
             await ask(ledger, 1, 2)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not list(store.list("ledger/")):
                     await asyncio.sleep(0.001)
 
@@ -258,7 +258,7 @@ def test_calls_that_cannot_be_remembered_are_not_made() -> None:
         async with Ledger(ReadOnlyStore(), llm, flush_every_s=0.001) as ledger:
             while True:
                 await ask(ledger, len(llm.requests) + 100)
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.1)
 
     with pytest.raises(DependencyDown):
         asyncio.run(job())

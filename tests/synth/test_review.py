@@ -287,7 +287,7 @@ def test_two_services_lose_no_decision_of_each_other(store: MemoryStore) -> None
     start = threading.Barrier(12)
 
     def decide(number: int) -> None:
-        start.wait(10)
+        start.wait(60)
         for turn in range(10):
             decision = approval(dataset_id, f"r{number}", f"rec_{number}_{turn}")
             logs[number % 3].append(dataset_id, lambda state, decision=decision: decision)  # type: ignore[misc]
@@ -308,7 +308,7 @@ def test_an_edit_race_has_one_winner(store: MemoryStore, dataset: DatasetManifes
         start = threading.Barrier(2)
 
         def edit(reviewer: Reviewer) -> int:
-            start.wait(10)
+            start.wait(60)
             base, what = f"/v1/datasets/{dataset.dataset_id}/review/decisions", {"question": "Which trigrams has it?"}
             body = {"action": "edit", "record_id": record_id, "based_on": 0, "changes": what, "author": "x"}
             return reviewer._client.post(base, json=body).status_code

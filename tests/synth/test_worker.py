@@ -70,7 +70,7 @@ FAULTS = [Status(500), Status(429, "0"), Garbage(), Hang(), Stall(), Drip(), Say
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_answer_asked_for_is_settled_under_each_fault(llm: FaultLlm, store: MemoryStore, fault: Fault) -> None:
     llm.faults = dict.fromkeys((0, 2, 3, 5), fault)
-    manifest = run(zhouyi_job(store, 2), store, llm, deadline_s=0.2)
+    manifest = run(zhouyi_job(store, 2), store, llm, deadline_s=1.0)
     qa, passage = manifest.counts_by_strategy["qa"], manifest.counts_by_strategy.get("passage")
     assert qa.requested == 6
     assert qa.accepted + qa.rejected + qa.dead_lettered == 6

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from textmill import tracing
 from textmill.contracts.base import new_id
 from textmill.contracts.documents import Document
 from textmill.contracts.jobs import Job, JobView
@@ -46,6 +47,10 @@ class Client:
         url = self._settings.urls()[service] + path
         token = self._settings.token.get_secret_value()
         given = ({"Authorization": f"Bearer {token}"} if token else {}) | dict(headers or {})
+        current = tracing.traceparent()
+        if current is not None and method != "GET":
+            # Looking at a job again and again is no part of its trace.
+            given["traceparent"] = current
         try:
             response = self._http.request(method, url, body=body, headers=given)
         except urllib3.exceptions.HTTPError as exc:

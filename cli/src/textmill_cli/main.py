@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from textmill import tracing
 from textmill.contracts.jobs import JOB_KINDS, JobView
 from textmill.errors import BadRequest, TextmillError
 from textmill_cli import chat as chatting
@@ -182,8 +183,10 @@ def run(
 def submit(client: Client, path: Path) -> JobView:
     """Upload the recipe's files and submit its chain of jobs."""
     recipe = load(path)
-    documents = [client.upload(file, file.relative_to(path.parent).as_posix()) for file in recipe.files()]
-    return client.submit(chain_of(recipe, [document.document_id for document in documents]))
+    tracing.configure("cli")
+    with tracing.span(f"run {recipe.name}"):
+        documents = [client.upload(file, file.relative_to(path.parent).as_posix()) for file in recipe.files()]
+        return client.submit(chain_of(recipe, [document.document_id for document in documents]))
 
 
 @app.command("preflight")

@@ -21,9 +21,11 @@ from kafka.errors import CommitFailedError, KafkaError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
+from textmill import tracing
 from textmill.errors import DependencyDown
 
 REASON_HEADER = "textmill-reason"
+TRACE_HEADER = "traceparent"
 _Client = TypeVar("_Client")
 
 
@@ -37,11 +39,12 @@ def dead_topic(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """A ring of the bell. ``token`` is the adapter's own, for ``done``."""
+    """A ring of the bell. ``token`` is the adapter's own, for ``done``; ``traceparent`` is of the span that rang."""
 
     kind: str
     value: bytes
     token: Any = None
+    traceparent: str = ""
 
 
 class Listener(Protocol):
@@ -84,7 +87,7 @@ class JobBus(Protocol):
 
 @dataclass
 class MemoryBus:
-    """The fake: a queue for each kind, one group. ``dead`` keeps what was buried, with the reason."""
+    """The fake: a queue for each kind, one group, no headers. ``dead`` keeps what was buried, with the reason."""
 
     dead: list[tuple[str, bytes, str]] = field(default_factory=list)
     _queues: dict[str, "queue.Queue[bytes]"] = field(default_factory=dict)
@@ -157,7 +160,9 @@ class KafkaBus:
         self._lock = threading.Lock()
 
     def ring(self, kind: str, job_id: str) -> None:
-        self._send(jobs_topic(kind), job_id.encode(), key=job_id.encode(), headers=[])
+        current = tracing.traceparent()
+        headers = [] if current is None else [(TRACE_HEADER, current.encode())]
+        self._send(jobs_topic(kind), job_id.encode(), key=job_id.encode(), headers=headers)
 
     def bury(self, kind: str, value: bytes, reason: str) -> None:
         self._send(dead_topic(kind), value, key=None, headers=[(REASON_HEADER, reason.encode())])
@@ -319,7 +324,9 @@ class KafkaListener:
     def _poll(self, timeout_s: float) -> None:
         for partition, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=1).items():
             kind = partition.topic.removeprefix("textmill.").removesuffix(".jobs")
-            self._held.extend(Message(kind, r.value or b"", token=(partition, r.offset)) for r in records)
+            self._held.extend(
+                Message(kind, r.value or b"", (partition, r.offset), _traceparent(r.headers)) for r in records
+            )
 
     def _knock(self) -> None:
         """``poll`` is silent about a broker that is gone, however long it stays away.
@@ -334,6 +341,10 @@ class KafkaListener:
         if any(partition not in known[topic] for topic, partition in self._consumer.assignment()):
             self.close()
             self._consumer = self._join()
+
+
+def _traceparent(headers: Sequence[tuple[str, bytes | None]] | None) -> str:
+    return next(((value or b"").decode("latin-1") for name, value in headers or () if name == TRACE_HEADER), "")
 
 
 def knock(servers: str, timeout_s: float = 2.0) -> None:

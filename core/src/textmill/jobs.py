@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 
+from textmill import tracing
 from textmill.contracts.base import new_id, utc_now
 from textmill.contracts.jobs import Failure, Job, JobState, JobView, Lease, Output, Progress, Result
 from textmill.errors import Conflict, DependencyDown, IdempotencyClash, JobFailed, LeaseLost, NotFound, TextmillError
@@ -146,10 +147,12 @@ class Jobs:
             IdempotencyClash: the key came before, with another body.
             Conflict: another job has this id.
         """
+        if job.traceparent is None:
+            job = job.model_copy(update={"traceparent": tracing.traceparent()})
         if idempotency_key is not None:
             job = self._reserve(job, idempotency_key, body_sha256)
         stored = self._open(job)
-        if stored.model_copy(update={"submitted_at": job.submitted_at}) != job:
+        if stored.model_copy(update={"submitted_at": job.submitted_at, "traceparent": job.traceparent}) != job:
             raise Conflict(
                 f"job {job.job_id} exists already and asks for something else; leave job_id out to get a new one"
             )
@@ -161,7 +164,8 @@ class Jobs:
             self.store.put(_marker_key(job.kind, job.job_id, 1), self.now().isoformat().encode())
             self.store.create(spec_key, job.to_json())
         stored = parse_job(self.store.get(spec_key))
-        self._wake(stored.kind, stored.job_id)
+        with tracing.span(f"ring {stored.kind}", "producer", stored.traceparent, {"textmill.job.id": stored.job_id}):
+            self._wake(stored.kind, stored.job_id)
         return stored
 
     def _wake(self, kind: str, job_id: str) -> None:

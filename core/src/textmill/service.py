@@ -13,12 +13,14 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from textmill import tracing
 from textmill.bus import JobBus
 from textmill.errors import DependencyDown
 from textmill.jobs import Jobs, RetryPolicy
 from textmill.settings import BusSettings, ServiceSettings, StoreSettings
 from textmill.store import S3Store, probe
 from textmill.telemetry import configure_logging
+from textmill.tracing import TraceRequests
 from textmill.worker import Pace, Worker
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,10 @@ def open_jobs(store: S3Store, bus: JobBus, settings: ServiceSettings) -> Jobs:
     return Jobs(store, ring=bus.ring, bury=bus.bury, policy=policy)
 
 
-def open_backends(settings: ServiceSettings) -> tuple[S3Store, JobBus, Jobs]:
-    """What every ``main`` begins with: logging, store, bus, jobs."""
+def open_backends(service: str, settings: ServiceSettings) -> tuple[S3Store, JobBus, Jobs]:
+    """What every ``main`` begins with: logging, tracing, store, bus, jobs."""
     configure_logging(settings.log_level)
+    tracing.configure(service)
     _end_at_sigterm()
     bus = BusSettings().open()
     store = open_store(StoreSettings())
@@ -85,8 +88,9 @@ def run_service(
     thread = (
         threading.Thread(target=worker.run, name="worker", daemon=True) if worker and settings.role != "api" else None
     )
+    served = serve or app
     config = uvicorn.Config(
-        serve or app,
+        TraceRequests(served) if tracing.enabled() else served,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -9,6 +9,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from textmill import tracing
+
 HTTP_REQUESTS = Counter("textmill_http_requests_total", "HTTP requests answered", ["route", "method", "status"])
 HTTP_SECONDS = Histogram("textmill_http_request_seconds", "Time to the end of the answer", ["route", "method"])
 JOBS_FINISHED = Counter("textmill_jobs_finished_total", "Jobs ended here, by state", ["kind", "state"])
@@ -57,6 +59,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        if trace_id := tracing.trace_id():
+            line["trace_id"] = trace_id
         line.update({k: v for k, v in vars(record).items() if k not in _PLAIN})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -10,9 +10,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
+from textmill import tracing
 from textmill.bus import JobBus, Listener, Message
 from textmill.contracts.jobs import JobKind, Output, Progress, Result
 from textmill.errors import Cancelled, DependencyDown, Draining, JobFailed, LeaseLost, Stopped, TextmillError, Transient
@@ -45,7 +47,9 @@ class JobContext:
     def progress(
         self, stage: str, done: float = 0, total: float | None = None, unit: str = "", **figures: float
     ) -> None:
-        """Cheap: shown with the next heartbeat."""
+        """Cheap: shown with the next heartbeat. A new stage is an event of the attempt's span."""
+        if stage != self.current.stage:
+            tracing.event(stage)
         self.current = Progress(stage=stage, done=done, total=total, unit=unit, figures=figures)
 
     def raise_if_stopped(self) -> None:
@@ -170,7 +174,7 @@ class Worker:
             self._bury(message.kind, message.value, exc.code, str(exc))
         self._with_listener(lambda listener: listener.done(message))
         if attempt is not None:
-            self._work(attempt)
+            self._work(attempt, message.traceparent)
 
     def _with_listener(self, action: Callable[[Listener], None]) -> None:
         if self._listener is None:
@@ -183,14 +187,28 @@ class Worker:
 
     # -- working ---------------------------------------------------------------------------------------------------
 
-    def _work(self, attempt: Attempt) -> None:
+    def _work(self, attempt: Attempt, rung_by: str = "") -> None:
+        job = attempt.job
+        with tracing.span(
+            f"{job.kind} job",
+            "consumer",
+            rung_by or job.traceparent,
+            {"textmill.job.id": job.job_id, "textmill.job.attempt": attempt.number},
+        ):
+            self._attempt(attempt)
+
+    def _attempt(self, attempt: Attempt) -> None:
         kind, fields = attempt.job.kind, {"job_id": attempt.job.job_id, "attempt": attempt.number}
         log.info("attempt started", extra=fields)
         began = time.monotonic()
         context = JobContext(self._jobs.store, attempt.number, attempt.scratch)
         outcome = _Outcome()
         thread = threading.Thread(
-            target=self._handle, args=(attempt, context, outcome), name=attempt.job.job_id, daemon=True
+            # With this thread's context, so that what the handler does is within the attempt's span.
+            target=copy_context().run,
+            args=(self._handle, attempt, context, outcome),
+            name=attempt.job.job_id,
+            daemon=True,
         )
         with JOBS_RUNNING.labels(kind).track_inprogress():
             thread.start()
@@ -253,6 +271,9 @@ class Worker:
                 self._rest(pause_s)
                 pause_s = min(10.0, pause_s * 2)
         JOB_ATTEMPTS.labels(attempt.job.kind, word).inc()
+        tracing.note({"textmill.job.outcome": word})
+        if outcome.error is not None:
+            tracing.fail(outcome.error.code, str(outcome.error))
         log.info("attempt ended", extra={**fields, "outcome": word, "error": str(outcome.error or "")[:500]})
         if word == "dependency_down":
             self._rest(self._pause_s)

@@ -40,6 +40,14 @@ def test_on_a_cpu_nothing_of_gpus_is_said():
     )
 
 
+def test_where_tracing_is_on_vllms_spans_go_to_the_same_collector(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert "--otlp-traces-endpoint http://collector:4318/v1/traces" in line(True, extra=("--seed", "7"))
+    environment = VllmLauncher(2048, 1, gpu=True).environment()
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert environment["OTEL_SERVICE_NAME"] == "textmill-engine"
+
+
 def test_adapters_are_switched_on_where_they_are_wanted():
     given = line(True, adapters=True, max_adapters=3, max_adapter_rank=32)
     assert given.endswith("--gpu-memory-utilization 0.9 --enable-lora --max-loras 3 --max-lora-rank 32")

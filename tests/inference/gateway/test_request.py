@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from textmill import tracing
 from textmill_inference.gateway.openai_errors import OpenAIError
 from textmill_inference.gateway.request import ASSUMED_ANSWER, forwarded, parse
 
@@ -87,3 +88,13 @@ def test_headers_that_could_end_a_line_are_not_passed_on():
     request_id, lines = forwarded({"headers": given})
     assert request_id == "id"
     assert lines == b"Content-Type: application/json\r\nX-Request-Id: id\r\ntracestate: fine\r\n"
+
+
+def test_while_tracing_is_on_the_engine_gets_our_span_instead_of_the_clients(collector):
+    given = [(b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), (b"tracestate", b"a=b")]
+    with tracing.span("asked"):
+        _, lines = forwarded({"headers": given})
+        ours = tracing.header_line()
+    assert ours in lines
+    assert lines.count(b"traceparent") == 1
+    assert lines.endswith(b"tracestate: a=b\r\n")

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from fault_llm import Drip, FaultLlm, Garbage, Hang, Say, Stall, Status
 from pydantic import SecretStr
+from tests.collector import Collector
 
+from textmill import tracing
 from textmill.contracts.datasets import Message, ToolCall
 from textmill.errors import DependencyDown, JobFailed
 from textmill_synth.llm import (
@@ -28,7 +30,7 @@ REQUEST = ChatRequest("m", (Message(role="user", content="hello"),), 0.0, 16)
 def ask(
     server: FaultLlm,
     count: int = 1,
-    deadline_s: float = 5.0,
+    deadline_s: float = 60.0,
     concurrency: int = 8,
     observe: Callable[[str], None] = lambda outcome: None,
     key: str = "",
@@ -80,26 +82,26 @@ def test_a_call_that_never_ends_meets_its_deadline(llm: FaultLlm, fault: object)
     llm.always = Say("Hi.")
     llm.faults = {0: fault}  # type: ignore[dict-item]
     outcomes: list[str] = []
-    assert isinstance(ask(llm, deadline_s=0.15, observe=outcomes.append)[0], Completion)
+    assert isinstance(ask(llm, deadline_s=1.0, observe=outcomes.append)[0], Completion)
     assert outcomes == ["llm_timeout", "ok"]
 
 
 def test_the_deadline_does_not_count_waiting_for_a_permit(llm: FaultLlm) -> None:
-    llm.always, llm.delay_s = Say("Hi."), 0.05
-    answers = ask(llm, count=10, concurrency=1, deadline_s=0.3)
+    llm.always, llm.delay_s = Say("Hi."), 0.2
+    answers = ask(llm, count=10, concurrency=1, deadline_s=1.5)
     assert all(isinstance(answer, Completion) for answer in answers)
     assert len(llm.requests) == 10
 
 
 def test_never_more_at_once_than_allowed(llm: FaultLlm) -> None:
-    llm.always, llm.delay_s = Say("Hi."), 0.01
+    llm.always, llm.delay_s = Say("Hi."), 0.1
     ask(llm, count=30, concurrency=4)
     assert llm.most_at_once == 4
 
 
 def test_a_prompt_that_always_times_out_fails_alone(llm: FaultLlm) -> None:
     llm.always, llm.faults = Say("Hi."), dict.fromkeys(range(3), Stall())
-    [error] = ask(llm, deadline_s=0.05)
+    [error] = ask(llm, deadline_s=1.0)
     assert isinstance(error, CallFailed)
     assert error.kind == "llm_timeout"
     assert len(llm.requests) == 3 + 1, "a probe shows that the endpoint is well"
@@ -186,3 +188,19 @@ def test_an_endless_answer_is_cut_off(llm: FaultLlm, monkeypatch: pytest.MonkeyP
 def test_a_retry_after_that_says_nothing_is_passed_over(llm: FaultLlm, value: str) -> None:
     llm.always, llm.faults = Say("Hi."), {0: Status(429, value)}
     assert isinstance(ask(llm)[0], Completion)
+
+
+def test_while_tracing_is_on_each_try_is_a_span_that_the_endpoint_can_go_on_from(
+    llm: FaultLlm, collector: Collector
+) -> None:
+    llm.faults = {0: Status(503)}
+    llm.always = Say("Hi.")
+    with tracing.span("job"):
+        ask(llm)
+    tracing.stop()
+    failed, answered = collector.spans(name="chat m")
+    assert [headers["traceparent"].split("-")[2] for headers in llm.headers] == [failed.span_id, answered.span_id]
+    assert {failed.parent_id, answered.parent_id} == {collector.one(name="job").span_id}
+    assert (failed.failed, failed.attributes["error.type"]) == (True, "llm_server_error")
+    assert (answered.failed, answered.attributes["gen_ai.usage.output_tokens"] > 0) == (False, True)
+    assert answered.attributes["server.address"] == llm.url

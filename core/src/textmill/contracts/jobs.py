@@ -36,10 +36,14 @@ JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class BaseJob(StoredContract):
-    """What every job has. ``then`` is submitted in order, each when the one before it has succeeded."""
+    """What every job has. ``then`` is submitted in order, each when the one before it has succeeded.
+
+    ``traceparent`` is the span (W3C Trace Context) that asked for it, where tracing is on.
+    """
 
     job_id: Id = Field(default_factory=lambda: new_id("job"))
     submitted_at: datetime = Field(default_factory=utc_now)
+    traceparent: str | None = Field(default=None, pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
     then: "tuple[Job, ...]" = ()
 
     def next_job(self) -> "Job | None":
@@ -47,7 +51,8 @@ class BaseJob(StoredContract):
         if not self.then:
             return None
         head, *rest = self.then
-        return head.model_copy(update={"then": tuple(rest), "submitted_at": utc_now()})
+        asked_by = head.traceparent or self.traceparent
+        return head.model_copy(update={"then": tuple(rest), "submitted_at": utc_now(), "traceparent": asked_by})
 
 
 class CrawlJob(BaseJob):

@@ -107,7 +107,7 @@ def open_loadtester(settings: InferenceSettings, load: LoadtestSettings, key: st
 
 def main() -> None:
     settings, load = InferenceSettings(), LoadtestSettings()
-    store, bus, jobs = open_backends(settings)
+    store, bus, jobs = open_backends("inference", settings)
     serving = open_serving(settings, store)
     deployments, directory = serving.deployments, serving.directory
     key = settings.client_key.get_secret_value() or new_secret()

@@ -10,7 +10,7 @@ from textmill_ingest.worker import handlers
 
 def main() -> None:
     settings = IngestSettings()
-    store, bus, jobs = open_backends(settings)
+    store, bus, jobs = open_backends("ingest", settings)
     sweep_uploads(store)
     app = build_app(store, jobs, settings.token, settings.uploads_at_once)
     worker = Worker(jobs, bus, handlers(settings.politeness()), group="textmill-ingest", pace=pace(settings))

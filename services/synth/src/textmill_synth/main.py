@@ -17,7 +17,7 @@ from textmill_synth.worker import SynthHandler
 
 def main() -> None:
     settings = SynthSettings()
-    store, bus, jobs = open_backends(settings)
+    store, bus, jobs = open_backends("synth", settings)
 
     def store_answers() -> None:
         store.exists("probe/ready")

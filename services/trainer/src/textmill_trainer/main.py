@@ -26,7 +26,7 @@ def open_launcher(settings: TrainerSettings) -> Launcher:
 
 def main() -> None:
     settings = TrainerSettings()
-    store, bus, jobs = open_backends(settings)
+    store, bus, jobs = open_backends("trainer", settings)
 
     def store_answers() -> None:
         store.exists("probe/ready")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from textmill import tracing
 from textmill_inference.engine.room import no_room_in_memory, no_room_on_gpus
 from textmill_inference.engine.settings import EngineSettings
 
@@ -39,6 +40,7 @@ class VllmLauncher:
             *(self._gpu_arguments() if self.gpu else ("--enforce-eager",)),
             *(("--quantization", self.options.quantization) if self.options.quantization else ()),
             *(self._adapter_arguments() if self.adapters else ()),
+            *(("--otlp-traces-endpoint", url) if (url := tracing.traces_url()) else ()),
             *self.extra,
         ]
 
@@ -46,6 +48,9 @@ class VllmLauncher:
         env = {k: v for k, v in os.environ.items() if not k.startswith("TEXTMILL_")}
         # VLLM_SERVER_DEV_MODE opens the routes that swap weights, and asks for no key: hence the loopback address.
         env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        if tracing.traces_url():
+            # vLLM would rather speak gRPC; its spans go where ours go.
+            env |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "textmill-engine"}
         if self.adapters:
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         if not self.gpu:

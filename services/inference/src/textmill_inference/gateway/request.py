@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 from starlette.types import Receive, Scope
 
+from textmill import tracing
 from textmill.contracts.base import new_id
 from textmill_inference.gateway.openai_errors import OpenAIError
 
@@ -124,12 +125,16 @@ def _too_large() -> OpenAIError:
 
 
 def forwarded(scope: Scope) -> tuple[str, bytes]:
-    """The request's id, and the header lines that the engine gets: the client's key is not among them."""
-    request_id, passed = b"", b""
+    """The request's id, and the header lines that the engine gets: the client's key is not among them.
+
+    While tracing is on, the engine's span is within ours, which is within the client's.
+    """
+    request_id, passed = b"", tracing.header_line()
+    passed_on = _PASSED_ON[1:] if tracing.enabled() else _PASSED_ON
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             request_id = value
-        elif name in _PASSED_ON and _HEADER_VALUE.fullmatch(value):
+        elif name in passed_on and _HEADER_VALUE.fullmatch(value):
             passed += b"%b: %b\r\n" % (name, value)
     request_id = request_id or new_id("req").encode()
     return request_id.decode(), b"Content-Type: application/json\r\nX-Request-Id: %b\r\n%b" % (request_id, passed)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from textmill import tracing
 from textmill.contracts.base import utc_now
 from textmill.errors import JobFailed
 from textmill.http1 import ConnectFailed, ConnectionLost, HttpPool
@@ -59,9 +60,17 @@ class HttpEndpoint:
 
     async def attempt(self, request: ChatRequest, deadline_s: float) -> Completion | Fault:
         asked = request if self._model in ("", request.model) else replace(request, model=self._model)
+        about = {"gen_ai.operation.name": "chat", "gen_ai.request.model": asked.model, "server.address": self.url}
+        with tracing.span(f"chat {asked.model}", "client", attributes=about):
+            answer = await self._ask(asked, deadline_s)
+            _note(answer)
+            return answer
+
+    async def _ask(self, asked: ChatRequest, deadline_s: float) -> Completion | Fault:
+        headers = self._headers + tracing.header_line()
         try:
             async with asyncio.timeout(deadline_s):
-                response = await self._pool.post(self._path, self._headers, asked.payload, MAX_RESPONSE_BYTES)
+                response = await self._pool.post(self._path, headers, asked.payload, MAX_RESPONSE_BYTES)
         except (ConnectFailed, ConnectionLost) as exc:
             message = f"{self._post_url} can't be reached: {exc}"
             return Fault("llm_connection", message, endpoint_down=True, sent=isinstance(exc, ConnectionLost))
@@ -117,6 +126,14 @@ def _completion(data: bytes, model: str, url: str) -> Completion | Fault:
     usage = reply.usage or _Usage()
     text, reason = choice.message.content or "", choice.finish_reason or "stop"
     return Completion(text, reason, usage.prompt_tokens, usage.completion_tokens, model, url)
+
+
+def _note(answer: Completion | Fault) -> None:
+    if isinstance(answer, Fault):
+        tracing.fail(answer.kind)
+    else:
+        used = {"input_tokens": answer.prompt_tokens, "output_tokens": answer.completion_tokens}
+        tracing.note({f"gen_ai.usage.{name}": tokens for name, tokens in used.items()})
 
 
 def _excerpt(data: bytes) -> str:
