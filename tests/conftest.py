@@ -1,25 +1,31 @@
 """What all tests share: real SeaweedFS and Tansu, started once a session; each test has a bucket of its own."""
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.collector import Collector, collecting
+from tests.ports import any_free
 
 from textmill import tracing
 from textmill.bus import KafkaBus
 from textmill.errors import DependencyDown
 from textmill.store import S3Store
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 from textmill_cli.local.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run side by side on few cores: torch's threads must not spin while they wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The same examples each time, however long they take. To look for others: pytest --hypothesis-profile=explore
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +33,12 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real SeaweedFS on loopback."""
     folder = tmp_path_factory.mktemp("s3")
     port = any_free()
+    (folder / "ports.json").write_text(json.dumps({name: any_free() for name in servers.STORE_PORTS[1:]}))
     server = servers.object_store(folder, port, folder / "weed.log")
     server.start()
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: _reachable(lambda: open_store(url, "probe-bucket").ensure_bucket()), 60, "SeaweedFS")
+        wait_until(lambda: _reachable(lambda: open_store(url, "probe-bucket").ensure_bucket()), 120, "SeaweedFS")
         yield url
     finally:
         server.kill()  # it would take ten seconds over its farewell, and nothing here is kept
@@ -45,7 +52,7 @@ def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     address = f"127.0.0.1:{port}"
     try:
-        wait_until(lambda: _reachable(KafkaBus(address).check), 30, "Tansu")
+        wait_until(lambda: _reachable(KafkaBus(address).check), 60, "Tansu")
         yield address
     finally:
         server.stop(5)

@@ -35,7 +35,7 @@ def deployments(monkeypatch, tmp_path) -> Iterator[Deployments]:
     threads = [threading.Thread(target=target) for target in (server.run, worker.run)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: server.started, 10, "the service")
+    wait_until(lambda: server.started, 60, "the service")
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     for name in ("INFERENCE", "INGEST", "SYNTH", "TRAINER"):
         monkeypatch.setenv(f"TEXTMILL_CLI_{name}_URL", url)
@@ -43,7 +43,7 @@ def deployments(monkeypatch, tmp_path) -> Iterator[Deployments]:
     worker.drain()
     server.should_exit = True
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     made.stop()
 
 
@@ -77,7 +77,7 @@ def test_a_rollout_from_the_command_line(deployments):
 def test_a_shadow_is_aborted(deployments):
     run("deployments", "deploy", "tuned", ONE)
     run("deployments", "deploy", "tuned", TWO, "--shadow-percent", "5", "--detach")
-    wait_until(lambda: deployments.routes()["tuned"].tap is not None, 10, "the shadow")
+    wait_until(lambda: deployments.routes()["tuned"].tap is not None, 60, "the shadow")
     assert f"last shadow: {TWO} aborted: by its owner" in run("deployments", "abort", "tuned")
 
 

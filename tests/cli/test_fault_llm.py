@@ -7,7 +7,7 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -56,7 +56,7 @@ def asking(name: str, schema: dict[str, object]) -> dict[str, object]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
 
 
-async def post(url: str, body: object, timeout_s: float = 5.0) -> tuple[int, dict[str, str], bytes]:
+async def post(url: str, body: object, timeout_s: float = 60.0) -> tuple[int, dict[str, str], bytes]:
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with (
         aiohttp.ClientSession(timeout=timeout) as session,
@@ -157,28 +157,34 @@ def test_garbage_is_in_the_body_or_in_the_json_answer() -> None:
 def test_a_stalled_request_is_seen_to_be_given_up() -> None:
     async def run() -> dict[str, Any]:
         async with served(Plan(Rates(stall=1.0))) as url:
-            with pytest.raises(TimeoutError):
-                await post(url, request(ENGLISH), timeout_s=0.2)
+            asking = asyncio.create_task(post(url, request(ENGLISH)))
+            while not (await stats(url))["open"]:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            asking.cancel()
             while (found := await stats(url))["open"]:
                 await asyncio.sleep(0.01)
             return found
 
     found = asyncio.run(run())
     assert (found["outcomes"], found["abandoned"], found["answered"]) == ({"stall": 1}, 1, {})
-    assert found["longest_open_s"] >= 0.15
+    assert found["longest_open_s"] >= 0.199
 
 
 def test_a_drip_sends_bytes_and_never_ends() -> None:
     async def run() -> bytes:
         got = b""
-        async with served(Plan(Rates(drip=1.0))) as url, aiohttp.ClientSession() as session:
-            with suppress(TimeoutError):
-                async with (
-                    asyncio.timeout(1.5),
-                    session.post(f"{url}/v1/chat/completions", json=request("x")) as answer,
-                ):
-                    async for data in answer.content.iter_any():
-                        got += data
+        async with (
+            asyncio.timeout(60),
+            served(Plan(Rates(drip=1.0))) as url,
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/v1/chat/completions", json=request("x")) as answer,
+        ):
+            async for data in answer.content.iter_any():
+                got += data
+                if len(got) >= 2:
+                    break
+            assert (await stats(url))["open"] == 1
         return got
 
     assert set(asyncio.run(run())) == set(b" ")
@@ -229,13 +235,14 @@ def test_no_more_a_minute_than_the_limit() -> None:
 
 def test_limits_answer_429_with_retry_after() -> None:
     async def run(limits: Limits) -> tuple[list[tuple[int, str | None]], dict[str, Any]]:
-        async with served(Plan(latency_s=0.3), limits) as url:
+        async with served(Plan(latency_s=1.5), limits) as url:
             replies = await asyncio.gather(*(post(url, request(f"{n}")) for n in range(5)))
             return [(status, headers.get("Retry-After")) for status, headers, _ in replies], await stats(url)
 
     replies, found = asyncio.run(run(Limits(per_minute=2)))
     assert sorted(status for status, _ in replies) == [200, 200, 429, 429, 429]
-    assert {int(wait) for status, wait in replies if status == 429 and wait} <= {59, 60}
+    # Until the first is a minute old, which it may be by a while on a busy machine.
+    assert all(30 <= int(wait or 0) <= 60 for status, wait in replies if status == 429)
     assert found["outcomes"] == {"answered": 2, "over_rpm": 3}
     replies, found = asyncio.run(run(Limits(at_once=2)))
     assert found["outcomes"] == {"answered": 2, "over_concurrency": 3}
@@ -244,7 +251,7 @@ def test_limits_answer_429_with_retry_after() -> None:
 
 def test_stats_count_tries_by_call_and_the_most_at_once() -> None:
     async def run() -> dict[str, Any]:
-        async with served(Plan(latency_s=0.2)) as url:
+        async with served(Plan(latency_s=1.5)) as url:
             await asyncio.gather(*(post(url, request(prompt)) for prompt in ("a", "b", "c", "a")))
             await post(url, request("a"))
             return await stats(url)
@@ -308,7 +315,7 @@ def test_the_command_serves_and_says_where() -> None:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1].removesuffix("/v1")
-            with urllib.request.urlopen(f"{url}/healthz", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=60) as response:
                 assert json.load(response) == {"status": "ok"}
             assert asyncio.run(post(url, request(ENGLISH)))[0] == 500
         finally:

@@ -19,7 +19,7 @@ from textmill_cli.local.up import states, stop, supervisor_pid
 from textmill_cli.local.wait import wait_until
 from textmill_cli.settings import CliSettings
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 def test_ports_are_remembered_and_replaced_when_taken(tmp_path: Path) -> None:
@@ -38,19 +38,19 @@ def test_ports_are_remembered_and_replaced_when_taken(tmp_path: Path) -> None:
 
 def test_a_child_is_stopped_and_logs_to_its_file(tmp_path: Path) -> None:
     child = Child(
-        "c", (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"), tmp_path / "c.log"
+        "c", (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"), tmp_path / "c.log"
     )
     child.start()
-    wait_until(lambda: "up" in (tmp_path / "c.log").read_text(), 10, "the child")
+    wait_until(lambda: "up" in (tmp_path / "c.log").read_text(), 60, "the child")
     child.stop(5)
     assert not child.alive()
 
 
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    code = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    code = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     child = Child("c", (sys.executable, "-c", code), tmp_path / "c.log")
     child.start()
-    wait_until(lambda: "deaf" in (tmp_path / "c.log").read_text(), 10, "the child")
+    wait_until(lambda: "deaf" in (tmp_path / "c.log").read_text(), 60, "the child")
     child.stop(0.2)
     assert not child.alive()
 
@@ -59,7 +59,7 @@ def test_children_die_with_their_parent(tmp_path: Path) -> None:
     code = (
         "import sys,time; from pathlib import Path; from textmill_cli.local.process import Child\n"
         f"c = Child('c', {SLEEP!r}, Path({str(tmp_path / 'c.log')!r})); c.start()\n"
-        "print(c.pid, flush=True); time.sleep(60)"
+        "print(c.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -68,12 +68,12 @@ def test_children_die_with_their_parent(tmp_path: Path) -> None:
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    assert wait_gone(pid, 10)
+    assert wait_gone(pid, 60)
 
 
 def test_a_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    wait_until(lambda: not process_alive(child.pid), 10, "the end of the child")
+    wait_until(lambda: not process_alive(child.pid), 60, "the end of the child")
     child.wait()
     assert command_of(child.pid) == []
 
@@ -106,7 +106,7 @@ def test_a_dead_process_is_started_again(tmp_path: Path) -> None:
     first = child.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while child.pid == first and time.monotonic() < deadline:
         stack.watch()
         time.sleep(0.02)

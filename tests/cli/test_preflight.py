@@ -58,12 +58,12 @@ def served(app: FastAPI) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_until(lambda: server.started, 10, "the service")
+    wait_until(lambda: server.started, 60, "the service")
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def working(worker: Worker) -> Iterator[None]:
         yield
     finally:
         worker.drain()
-        thread.join(10)
+        thread.join(60)
 
 
 @contextmanager
@@ -85,12 +85,12 @@ def fault_llm() -> Iterator[str]:
     thread.start()
     server = FaultServer(Plan(Rates(), 0, 0.0, 0.0))
     try:
-        port = asyncio.run_coroutine_threadsafe(server.start("127.0.0.1", 0), loop).result(10)
+        port = asyncio.run_coroutine_threadsafe(server.start("127.0.0.1", 0), loop).result(60)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 

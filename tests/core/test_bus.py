@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer
+from tests.ports import any_free
 
 from textmill.bus import REASON_HEADER, JobBus, KafkaBus, Listener, MemoryBus, Message, dead_topic
 from textmill.errors import DependencyDown
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 from textmill_cli.local.process import Child
 from textmill_cli.local.wait import wait_until
 

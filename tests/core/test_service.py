@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from textmill_cli.local.ports import any_free
+from tests.ports import any_free
 
 WAITS = """
 from textmill.service import open_backends

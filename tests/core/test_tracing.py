@@ -12,6 +12,7 @@ import uuid
 import pytest
 from fastapi.testclient import TestClient
 from tests.collector import Collector
+from tests.ports import any_free
 
 from textmill import tracing
 from textmill.bus import KafkaBus, MemoryBus
@@ -24,7 +25,6 @@ from textmill.store import MemoryStore
 from textmill.telemetry import JsonFormatter
 from textmill.tracing import TraceRequests
 from textmill.worker import Pace, Worker
-from textmill_cli.local.ports import any_free
 
 CLIENTS = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE = CLIENTS.split("-")[1]

@@ -10,8 +10,8 @@ from typing import Any
 
 import urllib3
 import yaml
+from tests.ports import any_free
 
-from textmill_cli.local.ports import any_free
 from textmill_cli.local.process import Child
 from textmill_cli.local.wait import wait_until
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "deploy"))
 from deploy_tools import prometheus_program  # noqa: E402
 
+STEP_S = 5
 _SCRAPE_S = 2
 _RATE_INTERVAL = "30s"
 """What Grafana would put for $__rate_interval: at least four scrapes."""
@@ -38,10 +39,14 @@ class PrometheusServer:
 
     def finite(self, query: str) -> int:
         """How many samples that are numbers the query has had since the server began."""
+        return sum(math.isfinite(float(value)) for one in self.series(query) for _, value in one["values"])
+
+    def series(self, query: str) -> list[dict[str, Any]]:
+        """The query's series since the server began, a sample each ``STEP_S``, as Prometheus's API gives them."""
         asked = query.replace("$__rate_interval", _RATE_INTERVAL)
-        fields = {"query": asked, "start": self.began, "end": time.time(), "step": "5s"}
-        series = self._get("/api/v1/query_range", fields)["result"]
-        return sum(math.isfinite(float(value)) for one in series for _, value in one["values"])
+        fields = {"query": asked, "start": self.began, "end": time.time(), "step": f"{STEP_S}s"}
+        series: list[dict[str, Any]] = self._get("/api/v1/query_range", fields)["result"]
+        return series
 
     def targets_down(self) -> list[str]:
         targets = self._get("/api/v1/targets", {"state": "active"})["activeTargets"]

@@ -45,8 +45,8 @@ class Played:
     seconds: float = 0.0
 
 
-def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_s: float = 900) -> Played:
-    """Run ``textmill demo`` in this home folder and carry out the kills. Ends the demo at ``timeout_s``."""
+def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_s: float = 1_800) -> Played:
+    """Run ``textmill demo`` in this home folder and carry out the kills. At ``timeout_s`` it ends, and all it started."""
     installed = Installation(home)
     log = home.parent / f"{home.name}-demo.log"
     began = time.monotonic()
@@ -72,9 +72,12 @@ def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_
                         waiting.remove(kill)
             time.sleep(0.2)
     finally:
-        if demo.poll() is None:
+        late = demo.poll() is None
+        if late:
             demo.kill()
         exit_code = demo.wait()
+        if late:
+            installed.textmill("down")
     return Played(exit_code, log.read_text(errors="replace"), killed, time.monotonic() - began)
 
 

@@ -21,7 +21,7 @@ KILLS = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_200)
+@pytest.mark.timeout(2_100)
 def test_a_run_survives_the_loss_of_every_process_in_turn(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe", small_recipe("en", ["07-*.md", "08-*.md"], training={"epochs": 6}))
     played = play(tmp_path / "home", recipe, tmp_path / "report", KILLS)

@@ -155,7 +155,7 @@ class RunningGateway:
     engine: OpenAIServer
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s in vain: {what}"
@@ -186,9 +186,9 @@ def engine_server() -> Iterator[OpenAIServer]:
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
     yield server
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -211,13 +211,13 @@ def serve() -> Iterator[Callable[[ASGIApp], str]]:
     yield start
     for server, thread, listener in running:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()
 
 
 @pytest.fixture
 def make_gateway(engine_server: OpenAIServer, serve: Callable[[ASGIApp], str]) -> Callable[..., RunningGateway]:
-    def make(keys: tuple[str, ...] = (), hold_s: float = 5.0, name: str = "small") -> RunningGateway:
+    def make(keys: tuple[str, ...] = (), hold_s: float = 60.0, name: str = "small") -> RunningGateway:
         upstreams = {name: FakeUpstream(name, engine_server.url)}
         app = FastAPI()
 

@@ -13,14 +13,14 @@ from textmill_inference.engine.port import ModelFolder
 
 HERE = Path(__file__).parent
 QUICK = Care(
-    start_timeout_s=20,
+    start_timeout_s=60,
     look_every_s=0.05,
     probe_every_s=0.02,
     first_backoff_s=0.02,
     max_backoff_s=0.5,
     stop_grace_s=2,
-    swap_drain_s=10,
-    drain_s=10,
+    swap_drain_s=60,
+    drain_s=60,
 )
 NEVER = threading.Event()
 
@@ -52,7 +52,7 @@ def model(tmp_path, name, shape=1):
 
 def reply(engine):
     request = urllib.request.Request(f"{engine.url}/v1/completions", b"{}", {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return json.loads(response.read())
 
 

@@ -7,9 +7,9 @@ folder it was started with, the weights are those of the folder it has now. FOLD
 FOLDER/go before it says what it thinks likely.
 
 A chat answer is ``max_tokens`` words, each FOLDER/answer.txt as it is when the word is made, ``gap_s`` (a field of the
-request) apart: weights that change in the middle can be seen. Pausing waits for the answers under way, and later ones
-wait for the resumption. With ENGINE_LORA in the environment it loads LoRA adapters: folders like FOLDER.
-FOLDER/fails makes that share of the answers a 500.
+request) apart: weights that change in the middle can be seen. A streamed one waits after its first word while there is
+FOLDER/hold. Pausing waits for the answers under way, and later ones wait for the resumption. With ENGINE_LORA in the
+environment it loads LoRA adapters: folders like FOLDER. FOLDER/fails makes that share of the answers a 500.
 """
 
 import json
@@ -133,7 +133,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for _ in range(words):
+        for number in range(words):
+            while number and (own / "hold").exists():
+                time.sleep(0.01)
             self._event(json.dumps({"choices": [{"index": 0, "delta": {"content": self._word(asked, model) + " "}}]}))
         self._event(json.dumps({"choices": [], "usage": usage}))
         self._event("[DONE]")

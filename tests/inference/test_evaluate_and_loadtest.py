@@ -109,9 +109,9 @@ def test_a_cancelled_evaluation_lets_go(gateway, ctx, waits):
 
     thread = threading.Thread(target=work)
     thread.start()
-    waits(lambda: gateway.engine.bodies != [], "the first question")
+    waits(lambda: len(gateway.engine.bodies) == 2, "the first two questions")
     ctx.stop(Cancelled("by its owner"))
-    thread.join(5)
+    thread.join(60)
     assert caught
     waits(lambda: gateway.engine.cancelled == 2, "the questions under way to be cancelled")
 
@@ -188,9 +188,9 @@ def test_a_cancelled_load_test_ends_its_generator(gateway, ctx, waits):
 
     thread = threading.Thread(target=work)
     thread.start()
-    waits(lambda: gateway.engine.bodies != [], "the first request", 30)
+    waits(lambda: gateway.engine.bodies != [], "the first request")
     ctx.stop(Cancelled("by its owner"))
-    thread.join(30)
+    thread.join(60)
     assert caught
     waits(lambda: gateway.engine.cancelled >= 1, "the request under way to be cancelled")
 

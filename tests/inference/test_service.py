@@ -10,9 +10,9 @@ import urllib.request
 
 import openai
 import pytest
+from tests.ports import any_free
 
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def call(url, body=None, headers=None):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -40,7 +40,7 @@ def service(s3_url, kafka_servers, engine_server, tmp_path, waits):
         "TEXTMILL_INFERENCE_PORT": str(port),
         "TEXTMILL_INFERENCE_ENGINES": json.dumps({"smollm2-135m": engine_server.url}),
         "TEXTMILL_INFERENCE_CACHE_DIR": str(tmp_path),
-        "TEXTMILL_INFERENCE_GRACE_S": "5",
+        "TEXTMILL_INFERENCE_GRACE_S": "20",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     url = f"http://127.0.0.1:{port}"
@@ -54,12 +54,12 @@ def service(s3_url, kafka_servers, engine_server, tmp_path, waits):
             return False
 
     try:
-        waits(lambda: answers("/healthz"), "the service to be up", 60)
-        waits(lambda: answers("/readyz"), "the service to be ready", 30)
+        waits(lambda: answers("/healthz"), "the service to be up", 120)
+        waits(lambda: answers("/readyz"), "the service to be ready", 60)
         yield url, process
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def finished(url, job_id):
@@ -72,7 +72,7 @@ def test_a_load_test_over_rest_from_submission_to_report(service, engine_server,
     status, view = call(f"{url}/v1/loadtests", body)
     assert status == 202
     job = view["job"]
-    waits(lambda: finished(url, job["job_id"]), "the load test to end", 60)
+    waits(lambda: finished(url, job["job_id"]), "the load test to end", 240)
     _, report = call(f"{url}/v1/loadtests/{job['loadtest_id']}")
     assert report["state"] == "succeeded"
     assert [level["succeeded"] for level in report["report"]["levels"]] == [4, 4]

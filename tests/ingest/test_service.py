@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from serving import Client, a_site, wait_until
+from tests.ports import any_free
 
 from textmill.contracts.documents import Passage
 from textmill.store import S3Store
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 from textmill_cli.local.process import Child
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +42,11 @@ def client(s3_url: str, kafka_servers: str, tmp_path_factory: pytest.TempPathFac
     child.start()
     client = Client(port)
     try:
-        wait_until(lambda: _ready(client, child, log), 60)
+        wait_until(lambda: _ready(client, child, log), 120)
         yield client
     finally:
         child.terminate()
-        assert child.wait(30), "it didn't drain on SIGTERM"
+        assert child.wait(60), "it didn't drain on SIGTERM"
 
 
 def _ready(client: Client, child: Child, log: Path) -> bool:
@@ -58,7 +58,7 @@ def _ready(client: Client, child: Child, log: Path) -> bool:
 
 
 def finished(client: Client, location: str) -> dict[str, object]:
-    wait_until(lambda: client.get(location).json["result"] is not None, 60)
+    wait_until(lambda: client.get(location).json["result"] is not None, 120)
     return client.get(location).json["result"]
 
 

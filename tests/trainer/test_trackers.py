@@ -82,7 +82,7 @@ def test_a_tracker_that_hangs_holds_up_nobody() -> None:
         logged.set()
 
     threading.Thread(target=train, daemon=True).start()
-    assert logged.wait(30)
+    assert logged.wait(120)
     free.set()
     tracking.__exit__(None, None, None)
 

@@ -56,7 +56,7 @@ def test_sigterm_checkpoints(tiny_base: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*TRAIN_COMMAND, str(tmp_path)])
     wait_for(folder.metrics)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == EXIT_INTERRUPTED
+    assert process.wait(120) == EXIT_INTERRUPTED
     assert list(folder.checkpoints.glob("step-*"))
 
 

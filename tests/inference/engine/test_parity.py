@@ -101,7 +101,7 @@ def test_a_swap_in_place_answers_nobody_before_it_is_proven(tmp_path, engine, wa
     waits(lambda: reply(engine)["choices"][0]["text"] == "I am two", "the weights to be swapped")
     assert not engine.ready
     (two.path / "go").touch()
-    swap.join(10)
+    swap.join(60)
     assert engine.ready
     assert engine.parity.tokens == 24
 

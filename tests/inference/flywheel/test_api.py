@@ -29,7 +29,7 @@ class Wheel:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -60,7 +60,7 @@ def wheel(engine_server, serve, waits):
     log = RequestLog(store, LogBounds(flush_s=0.01, policy_every_s=0.01))
     log.start()
     upstream = FakeUpstream("small", engine_server.url)
-    yield Wheel(serve(Gateway(app, lambda: {"small": upstream}, KeyRing(), 5.0, recorder=log)), bus)
+    yield Wheel(serve(Gateway(app, lambda: {"small": upstream}, KeyRing(), 60.0, recorder=log)), bus)
     log.stop()
 
 

@@ -60,7 +60,7 @@ def say(store, engine_server, serve, monkeypatch):
 
     yield say
     worker.drain()
-    thread.join(5)
+    thread.join(60)
 
 
 def test_the_policy(say):

@@ -69,10 +69,10 @@ def test_approved_and_corrected_answers_become_records_that_lead_back_to_their_r
 
     worker, thread = working(bus, jobs)
     try:
-        waits(lambda: store.exists(f"datasets/{manifest.dataset_id}/manifest.json"), "the dataset", 30)
+        waits(lambda: store.exists(f"datasets/{manifest.dataset_id}/manifest.json"), "the dataset", 120)
     finally:
         worker.drain()
-        thread.join(5)
+        thread.join(60)
     made = DatasetManifest.model_validate_json(store.get(f"datasets/{manifest.dataset_id}/manifest.json"))
     table = pyarrow.parquet.read_table(io.BytesIO(store.get(made.records_keys["train"])))
     records = [Record.model_validate(row) for row in table.to_pylist()]

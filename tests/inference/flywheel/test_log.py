@@ -115,14 +115,14 @@ def test_recording_never_waits_for_the_store(store, running):
     class Slow(MoodyStore):
         def create(self, key, data):
             blocked.set()
-            release.wait(10)
+            release.wait(60)
             return super().create(key, data)
 
     slow = Slow()
     write_policy(slow, EVERYONE)
     log = running(slow)
     log.record(exchanged(0))
-    assert blocked.wait(10)
+    assert blocked.wait(60)
     for number in range(1, 50):
         log.record(exchanged(number))
     assert not release.is_set()

@@ -7,10 +7,10 @@ import sys
 
 import openai
 import pytest
+from tests.ports import any_free
 
 from textmill.store import S3Store
 from textmill_cli.local import servers
-from textmill_cli.local.ports import any_free
 
 pytestmark = pytest.mark.slow
 
@@ -38,13 +38,13 @@ def services(s3_url, s3_store, kafka_servers, engine_server, tmp_path):
     yield env
     for process in running:
         process.terminate()
-    assert [process.wait(30) for process in running] == [0, 0, 0]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
 
 
 def test_a_correction_becomes_a_training_record_through_the_real_bus(services, s3_store: S3Store, waits):
     def textmill(*words):
         command = [sys.executable, "-m", "textmill_cli.main", *words]
-        done = subprocess.run(command, env=services, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=services, capture_output=True, text=True, timeout=240)
         print(f"$ textmill {' '.join(words)}\n{done.stdout}{done.stderr}")
         return done
 

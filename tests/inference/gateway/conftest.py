@@ -1,6 +1,7 @@
 """A gateway whose insides can be looked at, in front of an engine that a test scripts."""
 
 import asyncio
+import itertools
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +12,18 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from tests.inference.gateway.scripted import Engine, Gate, Upstream
 
+from textmill_inference.gateway import engine_watch, pools
 from textmill_inference.gateway.app import Gateway
 from textmill_inference.gateway.keys import KeyRing
 from textmill_inference.gateway.metrics import GatewayMetrics
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy for some seconds looks like an engine that is away. Here none is but those that are."""
+    monkeypatch.setattr(pools, "_CONNECT_WITHIN_S", 60.0)
+    monkeypatch.setattr(pools, "_HEALTH_WITHIN_S", 60.0)
+    monkeypatch.setattr(engine_watch, "_WITHIN_S", 60.0)
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
             engine.url = f"{host}:{server.sockets[0].getsockname()[1]}"
             servers.append(server)
 
-        asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(start(), loop).result(60)
         return engine
 
     async def stop() -> None:
@@ -44,7 +54,7 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
         await asyncio.gather(*others, return_exceptions=True)
 
     yield make
-    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -62,13 +72,22 @@ def make_gate(engine: Engine, serve: Callable[..., str]) -> Callable[..., Gate]:
         metrics = GatewayMetrics(registry)
         keys = options.pop("keys", KeyRing())
         routes = {"small": served}
-        gateway = Gateway(FastAPI(), lambda: routes, keys, options.pop("hold_s", 5.0), metrics=metrics, **options)
+        gateway = Gateway(FastAPI(), lambda: routes, keys, options.pop("hold_s", 60.0), metrics=metrics, **options)
+
+        under_way, numbers = set[int](), itertools.count()
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             loops[:] = [asyncio.get_running_loop()]
-            await gateway(scope, receive, send)
+            if scope["type"] != "http":
+                await gateway(scope, receive, send)
+                return
+            under_way.add(number := next(numbers))
+            try:
+                await gateway(scope, receive, send)
+            finally:
+                under_way.discard(number)
 
-        return Gate(serve(app), gateway, served, registry, loops, routes)
+        return Gate(serve(app), gateway, served, registry, loops, routes, under_way)
 
     return make
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +121,7 @@ class Recorder:
 
 @dataclass
 class Gate:
-    """A gateway that serves. ``tasks`` are all that its loop has."""
+    """A gateway that serves. ``tasks`` are all that its loop has, ``under_way`` the requests it is not done with."""
 
     url: str
     gateway: Gateway
@@ -128,6 +129,7 @@ class Gate:
     registry: CollectorRegistry
     loops: list[asyncio.AbstractEventLoop]
     routes: dict[str, Upstream]
+    under_way: set[int] = field(default_factory=set)
 
     @property
     def tasks(self) -> int:
@@ -154,15 +156,22 @@ async def read_all(pool: HttpPool, body: bytes | None = None, headers: bytes = b
         incoming.close()
 
 
-def within(pool_of: str, client: Callable[[HttpPool], Awaitable[Any]], seconds: float = 60.0) -> Any:
-    """What ``client`` returns, asked with a pool for this URL."""
+def within(gate: Gate, client: Callable[[HttpPool], Awaitable[Any]], seconds: float = 120.0) -> Any:
+    """What ``client`` returns, asked with a pool for this gateway, once the gateway is done with its requests too.
+
+    A client has the whole of an answer a moment before the gateway has added it up.
+    """
 
     async def bounded() -> Any:
-        pool = HttpPool(pool_of, connect_timeout_s=seconds)
+        pool = HttpPool(gate.url, connect_timeout_s=seconds)
         try:
             async with asyncio.timeout(seconds):
                 return await client(pool)
         finally:
             pool.close()
 
-    return asyncio.run(bounded())
+    result, until = asyncio.run(bounded()), time.monotonic() + seconds
+    while gate.under_way:
+        assert time.monotonic() < until, "the gateway isn't done with a request"
+        time.sleep(0.001)
+    return result

@@ -66,7 +66,7 @@ def test_a_permit_is_taken_for_the_cost_and_released_with_what_was_used(gate, ma
     keeper = Gatekeeper()
     gate = make_gate(admission=keeper)
     body = body_of(max_tokens=10)
-    within(gate.url, lambda pool: read_all(pool, body))
+    within(gate, lambda pool: read_all(pool, body))
     assert keeper.told == [("enter", "open", "small", len(body) // 4 + 10), ("release", 9)]
 
 
@@ -76,7 +76,7 @@ def test_an_answer_without_usage_releases_without_a_number(engine, make_gate):
 
     engine.script = stream
     keeper = Gatekeeper()
-    within(make_gate(admission=keeper).url, read_all)
+    within(make_gate(admission=keeper), read_all)
     assert keeper.told[1:] == [("release", None)]
 
 
@@ -90,7 +90,7 @@ def test_a_refusal_is_the_answer_and_nothing_reaches_the_engine(engine, make_gat
         incoming.close()
         return incoming.status, dict(incoming.headers)[b"retry-after"], json.loads(data)["error"]["code"]
 
-    assert within(gate.url, ask) == (429, b"7", "rate_limit_exceeded")
+    assert within(gate, ask) == (429, b"7", "rate_limit_exceeded")
     assert engine.requests == []
     assert len(keeper.told) == 1
     assert gate.metric("requests_total", route="chat", model="small", group="open", status="429") == 1
@@ -106,7 +106,7 @@ def test_who_leaves_the_queue_is_forgotten(engine, make_gate, waits):
             await asyncio.sleep(0.01)
         asking.cancel()
 
-    within(gate.url, leave)
+    within(gate, leave)
     waits(lambda: ("left",) in keeper.told, "the place in the queue to be given up")
     assert engine.requests == []
     labels = {"route": "chat", "model": "small", "group": "open"}
@@ -117,15 +117,15 @@ def test_who_leaves_the_queue_is_forgotten(engine, make_gate, waits):
 def test_an_engine_that_never_comes_costs_no_tokens(make_gate):
     keeper = Gatekeeper()
     gate = make_gate(Upstream("http://127.0.0.1:9", ready=False, trouble="starting"), admission=keeper, hold_s=0.05)
-    status, data = within(gate.url, lambda pool: read_all(pool, body_of()))
+    status, data = within(gate, lambda pool: read_all(pool, body_of()))
     assert (status, json.loads(data)["error"]["code"]) == (503, "engine_unavailable")
     assert keeper.told[1:] == [("give_back",)]
 
 
 def test_keys_decide_the_metrics_group_and_are_asked_before_the_body_is_read(engine, make_gate):
     gate = make_gate(keys=KeyRing((hashlib.sha256(b"sk-right").hexdigest(),)))
-    assert within(gate.url, lambda pool: read_all(pool, body_of(), KEY))[0] == 200
-    status, data = within(gate.url, lambda pool: read_all(pool, b"no JSON"))
+    assert within(gate, lambda pool: read_all(pool, body_of(), KEY))[0] == 200
+    status, data = within(gate, lambda pool: read_all(pool, b"no JSON"))
     assert (status, json.loads(data)["error"]["code"]) == (401, "missing_api_key")
     assert gate.metric("requests_total", route="chat", model="small", group="static", status="200") == 1
     assert gate.metric("requests_total", route="chat", model="", group="", status="401") == 1
@@ -134,7 +134,7 @@ def test_keys_decide_the_metrics_group_and_are_asked_before_the_body_is_read(eng
 
 def test_an_adapter_is_asked_by_its_own_name(engine, make_gate):
     gate = make_gate(Upstream(engine.url, model="small-v2"))
-    within(gate.url, lambda pool: read_all(pool, body_of(temperature=0.5)))
+    within(gate, lambda pool: read_all(pool, body_of(temperature=0.5)))
     assert engine.requests[0].json == {**json.loads(body_of(temperature=0.5)), "model": "small-v2"}
 
 
@@ -150,7 +150,7 @@ def test_a_shadow_gets_a_copy_that_no_client_waits_for(engine, make_engine, make
     shadow = Upstream(shadow_engine.url, name="next", model="next")
     recorder = Recorder()
     gate = make_gate(Upstream(engine.url, shadow=shadow), recorder=recorder)
-    assert within(gate.url, lambda pool: read_all(pool, body_of(), b"X-Request-Id: one\r\n"))[0] == 200
+    assert within(gate, lambda pool: read_all(pool, body_of(), b"X-Request-Id: one\r\n"))[0] == 200
     assert shadow.in_flight == 1
     go.append(True)
     waits(lambda: len(recorder.kept) == 2, "the copy to be answered")
@@ -169,7 +169,7 @@ def test_a_shadow_gets_a_copy_that_no_client_waits_for(engine, make_engine, make
 def test_a_shadow_that_fails_harms_nobody(gate, make_gate, engine, waits):
     shadow = Upstream("http://127.0.0.1:9", name="next")
     gate = make_gate(Upstream(engine.url, shadow=shadow))
-    assert within(gate.url, lambda pool: read_all(pool, body_of()))[0] == 200
+    assert within(gate, lambda pool: read_all(pool, body_of()))[0] == 200
     waits(lambda: shadow.outcomes, "the copy to fail")
     assert [(outcome.status, outcome.complete) for outcome in shadow.outcomes] == [(503, False)]
     assert shadow.in_flight == 0
@@ -187,7 +187,7 @@ def test_the_recorder_gets_both_sides_and_the_answer_bounded(engine, make_gate, 
     recorder = Recorder(bound)
     gate = make_gate(recorder=recorder)
     body = body_of(stream=True)
-    _, data = within(gate.url, lambda pool: read_all(pool, body))
+    _, data = within(gate, lambda pool: read_all(pool, body))
     [kept] = recorder.kept
     assert (kept.request, kept.answer, kept.answer_cut) == (body, data[:bound], cut)
     assert (kept.route, kept.model, kept.upstream, kept.status) == ("chat", "small", "small", 200)
@@ -199,14 +199,14 @@ def test_the_recorder_gets_both_sides_and_the_answer_bounded(engine, make_gate, 
 def test_what_the_recorder_does_not_want_is_not_kept(make_gate):
     recorder = Recorder()
     recorder.wanted = False
-    within(make_gate(recorder=recorder).url, lambda pool: read_all(pool, body_of()))
+    within(make_gate(recorder=recorder), lambda pool: read_all(pool, body_of()))
     assert recorder.kept == []
 
 
 def test_names_of_no_model_are_never_recorded_or_labels(make_gate):
     recorder = Recorder()
     gate = make_gate(recorder=recorder)
-    assert within(gate.url, lambda pool: read_all(pool, b'{"model":"invented"}'))[0] == 404
+    assert within(gate, lambda pool: read_all(pool, b'{"model":"invented"}'))[0] == 404
     assert recorder.kept == []
     assert gate.metric("requests_total", route="chat", model="", group="open", status="404") == 1
 
@@ -227,7 +227,7 @@ def test_the_real_admission_lets_one_in_after_the_other(engine, make_gate):
     async def five(pool):
         return await asyncio.gather(*(read_all(pool, body_of()) for _ in range(5)))
 
-    assert {status for status, _ in within(gate.url, five)} == {200}
+    assert {status for status, _ in within(gate, five)} == {200}
     assert most[0] == 1
 
 
@@ -239,7 +239,7 @@ def test_an_engine_that_moves_is_followed_and_old_addresses_are_forgotten(engine
             gate.upstream.url = f"{engine.url}/{number}"
             assert (await read_all(pool, body_of()))[0] == 200
 
-    within(gate.url, move)
+    within(gate, move)
     assert engine.requests[-1].head.startswith(b"POST /69/v1/chat/completions ")
     assert gate.gateway._pools.idle <= 64
     waits(lambda: engine.open <= 64, "connections to old addresses to be closed")
@@ -255,5 +255,5 @@ def test_a_model_that_is_withdrawn_while_its_engine_is_awaited_is_not_found(engi
         gate.routes.clear()
         return await asking
 
-    status, data = within(gate.url, ask)
+    status, data = within(gate, ask)
     assert (status, json.loads(data)["error"]["code"]) == (404, "model_not_found")

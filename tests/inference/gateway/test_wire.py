@@ -14,7 +14,7 @@ LARGEST = 32 * 1024 * 1024
 
 def raw(gate, data, until=lambda got: False):
     """What comes back for these bytes, until the gateway closes or ``until`` holds."""
-    with socket.create_connection(("127.0.0.1", urlsplit(gate.url).port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", urlsplit(gate.url).port), timeout=120) as wire:
         wire.sendall(data)
         got = b""
         while not until(got) and (more := wire.recv(65_536)):
@@ -34,9 +34,9 @@ def padded(size):
 
 
 def test_a_body_of_32_mib_reaches_the_engine_and_one_byte_more_does_not(engine, gate):
-    status, _ = within(gate.url, lambda pool: read_all(pool, padded(LARGEST)))
+    status, _ = within(gate, lambda pool: read_all(pool, padded(LARGEST)))
     assert (status, len(engine.requests[0].body)) == (200, LARGEST)
-    status, data = within(gate.url, lambda pool: read_all(pool, padded(LARGEST + 1)))
+    status, data = within(gate, lambda pool: read_all(pool, padded(LARGEST + 1)))
     assert (status, json.loads(data)["error"]["code"]) == (413, "body_too_large")
     assert len(engine.requests) == 1
 
@@ -61,7 +61,7 @@ def test_one_connection_serves_many_requests(engine, gate):
             assert (await read_all(pool, body_of()))[0] == 200
         return pool.idle
 
-    assert within(gate.url, three) == 1
+    assert within(gate, three) == 1
     assert engine.connections == 1
 
 
@@ -85,7 +85,7 @@ def test_an_engine_that_closes_after_each_answer_costs_no_request(engine, gate):
     async def ten(pool):
         return [(await read_all(pool, body_of()))[0] for _ in range(10)]
 
-    assert within(gate.url, ten) == [200] * 10
+    assert within(gate, ten) == [200] * 10
     assert (len(engine.requests), engine.connections, gate.upstream.suspected) == (10, 10, 0)
 
 
@@ -94,7 +94,7 @@ def test_what_the_engine_sees_of_the_headers(engine, gate):
         b"X-Request-Id: abc-1\r\nTraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
         b"Tracestate: a=b\r\nAuthorization: Bearer sk-secret\r\nCookie: c=d\r\nX-Other: e\r\nAccept-Encoding: gzip\r\n"
     )
-    within(gate.url, lambda pool: read_all(pool, body_of(), headers))
+    within(gate, lambda pool: read_all(pool, body_of(), headers))
     [seen] = engine.requests
     lines = dict(line.split(b": ", 1) for line in seen.head.lower().strip().split(b"\r\n")[1:])
     assert lines.pop(b"host").startswith(b"127.0.0.1:")
@@ -120,7 +120,7 @@ def test_what_the_client_sees_of_the_headers(engine, gate):
         incoming.close()
         return incoming.status, incoming.headers
 
-    status, seen = within(gate.url, headers)
+    status, seen = within(gate, headers)
     assert status == 429
     assert [value for name, value in seen if name == b"x-own"] == [b"1", b"2"]
     assert [value for name, value in seen if name == b"x-request-id"] == [b"mine"]
@@ -131,7 +131,7 @@ def test_what_the_client_sees_of_the_headers(engine, gate):
 
 @pytest.mark.parametrize("bad", [b"", b"x" * 129, b"two words"])
 def test_a_request_id_that_is_none_is_replaced(engine, gate, bad):
-    within(gate.url, lambda pool: read_all(pool, body_of(), b"X-Request-Id: %b\r\n" % bad))
+    within(gate, lambda pool: read_all(pool, body_of(), b"X-Request-Id: %b\r\n" % bad))
     assert b"\r\nX-Request-Id: req_" in engine.requests[0].head
 
 
@@ -162,6 +162,6 @@ def test_an_engine_behind_tls_and_a_path(engine, make_gate, tmp_path, make_engin
     secured = make_engine(own)
     gate = make_gate(tls=ssl.create_default_context(cafile=certificate))
     gate.upstream.url = secured.url + "/prefix"
-    status, _ = within(gate.url, lambda pool: read_all(pool, body_of()))
+    status, _ = within(gate, lambda pool: read_all(pool, body_of()))
     assert status == 200
     assert secured.requests[0].head.startswith(b"POST /prefix/v1/chat/completions HTTP/1.1\r\n")

@@ -23,7 +23,7 @@ def scripted() -> Iterator[Scripted]:
     thread.start()
     listener = asyncio.run_coroutine_threadsafe(
         asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=1024), loop
-    ).result(10)
+    ).result(60)
     server.port = listener.sockets[0].getsockname()[1]
     yield server
 
@@ -34,7 +34,7 @@ def scripted() -> Iterator[Scripted]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -48,6 +48,13 @@ def null_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def own_null_url() -> Iterator[str]:
+    """One that no other test has asked: its truth has nothing of what others left under way."""
+    with null_server(Expectation(ttft_ms=20, itl_ms=5)) as url:
+        yield url
+
+
+@pytest.fixture
 def make_stage() -> Callable[..., Stage]:
     def make(url: str, load: Load | None = None, tokens: int = 3, **more: object) -> Stage:
         fields: dict[str, object] = {
@@ -55,7 +62,7 @@ def make_stage() -> Callable[..., Stage]:
             "load": load or ConstantRate(rate_per_s=50),
             "traffic": Traffic(prompts=MadeUpPrompts(lengths=Fixed(value=12)), output=Fixed(value=tokens)),
             "seconds": 0.5,
-            "timeout_s": 5.0,
+            "timeout_s": 20.0,
         }
         return Stage.model_validate(fields | more)
 

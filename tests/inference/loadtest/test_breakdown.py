@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from made_up import histogram_of, measured
 
+from textmill_inference.loadtest import series
 from textmill_inference.loadtest.breakdown import break_down
 from textmill_inference.loadtest.series import Readings, Scraper, metrics_url, parse
 
@@ -134,7 +135,8 @@ def page():
     server.server_close()
 
 
-def test_a_scraper_reads_replicas_and_sums_them(page, waits):
+def test_a_scraper_reads_replicas_and_sums_them(page, waits, monkeypatch):
+    monkeypatch.setattr(series, "_TIMEOUT_S", 60.0)  # so that a busy machine is no trouble to tell of
     url, _ = page
     scraper = Scraper("the engine", lambda: [url, url], every_s=0.01).start()
     waits(lambda: len(scraper.readings.readings) > 2, "three readings")

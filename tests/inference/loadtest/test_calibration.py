@@ -35,7 +35,7 @@ USAGE = '"usage":{"prompt_tokens":%d,"completion_tokens":1}'
 
 def post(url: str, body: dict[str, object]) -> bytes:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         data = response.read()
     assert isinstance(data, bytes)
     return data
@@ -56,14 +56,14 @@ def test_the_null_server_answers_whole_ones_too(null_url: str) -> None:
     assert chat["choices"][0]["message"]["content"] == " word word"
     plain = json.loads(post(f"{null_url}/v1/completions", {"max_tokens": 2, "prompt": "x"}))
     assert (plain["choices"][0]["text"], plain["usage"]["completion_tokens"]) == (" word word", 2)
-    with urllib.request.urlopen(f"{null_url}/v1/models", timeout=10) as response:
+    with urllib.request.urlopen(f"{null_url}/v1/models", timeout=60) as response:
         assert json.load(response)["data"][0]["id"] == "null"
 
 
-def test_the_null_server_keeps_the_truth(null_url: str) -> None:
-    read_truth(null_url, reset=True)
-    post(f"{null_url}/v1/completions", {"stream": True, "max_tokens": 4, "prompt": "x"})
-    truth = read_truth(null_url)
+def test_the_null_server_keeps_the_truth(own_null_url: str) -> None:
+    read_truth(own_null_url, reset=True)
+    post(f"{own_null_url}/v1/completions", {"stream": True, "max_tokens": 4, "prompt": "x"})
+    truth = read_truth(own_null_url)
     assert (truth.requests, truth.tokens) == (1, 4)
     assert (Histogram(truth.ttft).percentile(50) or 0) >= 20_000 * 0.999
     assert Histogram(truth.inter_token).samples == 3
@@ -76,7 +76,8 @@ def test_the_error_budget_is_found_at_the_planned_pace(make_stage: MakeStage) ->
     found = calibrate(stage, 2, 0.6, "before", 0.0, (None, None), lambda: False)
     assert found is not None
     assert (found.errors, found.concurrency) == (0, 10)  # a worker's half
-    assert 0 < found.requests_per_s <= 10 / 0.04 * 1.01
+    # 15 times 40 ms fit into the 0.6 s, and each client may end one more that began before.
+    assert 0 < found.requests_per_s <= 10 * 16 / 0.6
     assert found.chunks_per_s > found.requests_per_s
     assert found.cpu_us_per_request > found.cpu_us_per_chunk > 0
 

@@ -51,7 +51,7 @@ def collect(jobs, job, position=BEGINNING, before=None):
                 before()
         return found.decode()
 
-    return asyncio.run(asyncio.wait_for(follow(), 10))
+    return asyncio.run(asyncio.wait_for(follow(), 60))
 
 
 def ids(text):

@@ -25,7 +25,7 @@ def call(url, body=None, headers=None):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             text = response.read().decode()
             return response.status, json.loads(text) if "json" in response.headers["Content-Type"] else text
     except urllib.error.HTTPError as error:
@@ -70,7 +70,7 @@ def service(serve):
     yield made
     made.hold.set()
     made.worker.drain()
-    made.thread.join(10)
+    made.thread.join(60)
 
 
 def test_a_test_from_submission_to_its_page(service, waits):

@@ -19,13 +19,13 @@ from textmill_inference.loadtest.generator import Generator
 from textmill_inference.loadtest.job import Loadtester
 
 KEY = "sk-the-very-secret-key"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def textmill(*arguments, **environ):
     command = [sys.executable, "-m", "textmill_cli.main", "loadtest", *arguments]
     return subprocess.run(
-        command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=200, check=False
+        command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=500, check=False
     )
 
 

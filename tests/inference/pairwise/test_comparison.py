@@ -122,7 +122,7 @@ def test_a_cancelled_comparison_lets_go(models, store, waits):
     thread.start()
     waits(lambda: bool(models.keys), "the first question")
     ctx.stop(Cancelled("by its owner"))
-    thread.join(5)
+    thread.join(60)
     assert caught
 
 

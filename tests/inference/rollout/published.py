@@ -76,7 +76,7 @@ class FakeEngine:
 
     def serve(self, folder, stopping):
         if self.hold is not None:
-            self.hold.wait(10)
+            self.hold.wait(60)
         if self.error:
             raise self.error
         if stopping.is_set():

@@ -42,7 +42,7 @@ def make(store, engines, tmp_path):
     made = []
 
     def build(attached=None, store=store):
-        made.append(Deployments(store, tmp_path / "cache", engines, "base", attached or {}, drain_s=5, settle_s=0))
+        made.append(Deployments(store, tmp_path / "cache", engines, "base", attached or {}, drain_s=60, settle_s=0))
         return made[-1]
 
     yield build
@@ -426,7 +426,7 @@ def test_all_names_are_listed_before_the_first_engine_is_up_and_one_that_fails_h
     waits(lambda: served(second, "sound").ready, "the sound one to be up")
     assert not served(second, "a-broken-one").ready
     publish(store, ONE)
-    thread.join(10)
+    thread.join(60)
     assert served(second, "a-broken-one").ready
 
 
@@ -447,7 +447,7 @@ def test_stop_ends_a_restore_that_still_tries(make, store, engines, base, waits)
     thread.start()
     waits(lambda: "base" in deployments.routes(), "the restore to begin")
     deployments.stop()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 
