@@ -6,7 +6,7 @@ PACKAGES := core services/ingest services/synth services/trainer services/infere
 SOURCES := $(PACKAGES:%=%/src) tests bench
 JOBS ?= 2
 
-.PHONY: help setup demo test test-fast test-containers lock lint format bench-ingest bench-synth bench-checks bench-train bench-ablation bench-losswatch bench-verdicts bench-gateway bench-serving bench-loadgen clean
+.PHONY: help setup demo test test-fast test-containers test-containers-large lock pictures lint format bench-ingest bench-synth bench-checks bench-train bench-ablation bench-losswatch bench-verdicts bench-gateway bench-serving bench-loadgen clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -37,8 +37,18 @@ test-fast: setup  ## the tests that need no model
 test-containers: setup  ## images and the compose file with docker or podman: built, up, a job, a kill, down; 3 minutes
 	TEXTMILL_TEST_CONTAINERS=required $(BIN)/python -m pytest tests/containers
 
+# torch's wheel is fetched once for all images, unless TEXTMILL_TORCH_INDEX names an index for the builds.
+test-containers-large: setup  ## the same with trainer and engine: a model trained and served; half an hour, 15 GB
+	test -n "$$TEXTMILL_TORCH_INDEX" || ls deploy/images/wheels/torch-*.whl || \
+		$(BIN)/pip download -q --no-deps -d deploy/images/wheels "$$(grep '^torch==' requirements/local.txt)"
+	TEXTMILL_TEST_CONTAINERS=required TEXTMILL_TEST_CONTAINERS_LARGE=1 \
+		$(BIN)/python -m pytest -x tests/containers/test_large_images.py
+
 lock: setup  ## lock what each image installs, after a change of requirements or dependencies
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python requirements/lock.py
+
+pictures: setup  ## the dashboards and the main job's trace as pictures for the docs, from a run of the small recipe
+	$(BIN)/python docs/pictures.py
 
 test-deploy: setup  ## manifests, policies, rules and dashboards, without a cluster; a minute
 	$(BIN)/python -m pytest -n $(JOBS) tests/deploy

@@ -24,14 +24,23 @@ ARG TORCH_INDEX=
 WORKDIR /src
 COPY requirements/images/engine-cpu.txt requirements/images/
 COPY deploy/images/wheels wheels
+# Of Arrow, only Parquet and JSON on local files are used: what it has for Flight, S3 and compilers goes, and so do
+# libraries' own tests and torch's headers.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /build && python3 -m venv --without-pip /opt/textmill \
     && /build/bin/pip --python /opt/textmill/bin/python install --require-hashes --no-deps --find-links wheels \
        -r requirements/images/engine-cpu.txt \
     && /build/bin/pip --python /opt/textmill/bin/python install --find-links wheels \
-       ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}"
+       ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}" \
+    && find /opt/textmill/lib/python3*/site-packages \( -path '*/pyarrow/tests/*' -o -path '*/pyarrow/include/*' \
+       -o -path '*/pyarrow/*flight*.so*' -o -path '*/pyarrow/*_s3*.so*' -o -path '*/pyarrow/*.p[xy][dix]' \
+       -o -name 'libarrow_python*.so' -o -name 'libarrow_python*.so.*.*.*' -o -path '*/Crypto/SelfTest/*' \
+       -o -path '*/numpy/[a-z]*/tests/*' -o -path '*/numpy/_core/tests/[!_]*' -o -path '*/numpy/distutils/*' \
+       -o -path '*/numpy/f2py/*' -o -path '*/sympy/*/tests/*' -o -path '*/torch/test/*' -o -path '*/torch/include/*' \
+       -o -path '*/torch/bin/test_*' -o -path '*/torch/bin/protoc*' \) -delete
 COPY --from=wheels /dist /dist
-RUN /build/bin/pip --python /opt/textmill/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl
+RUN /build/bin/pip --python /opt/textmill/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl \
+    && /opt/textmill/bin/python -c 'import textmill_inference.main'
 
 FROM ${VLLM_IMAGE} AS cuda
 ARG VERSION=0.1.0
@@ -68,6 +77,11 @@ ENTRYPOINT ["textmill-inference"]
 
 # The last stage is what a build without --target makes.
 FROM ${BASE} AS cpu
+# vLLM's kernels for the CPU ask for the system's libnuma; a base that has it needs no Debian mirror here. Mirrors keep
+# one version of a package for each release of Debian, so naming it would end builds and settle nothing.
+# hadolint ignore=DL3008
+RUN python3 -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' || { apt-get update \
+    && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*; }
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="textmill engine" \

@@ -87,7 +87,8 @@ def env_file(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def project(engine: ContainerEngine, images: tuple[Image, ...], env_file: Path) -> Project:
-    files = (ROOT / "docker-compose.yml", ROOT / "tests" / "containers" / "compose.override.yml")
+    here = ROOT / "tests" / "containers"
+    files = (ROOT / "docker-compose.yml", here / "compose.override.yml", here / "compose.llm.yml")
     return Project(engine, f"textmill-test-{secrets.token_hex(3)}", files, env_file)
 
 

@@ -40,10 +40,13 @@ class ContainerEngine:
         found: dict[str, Any] = json.loads(self.run(kind, "inspect", name))[0]
         return found
 
-    def build(self, dockerfile: str, tag: str) -> None:
-        """Podman's own format has no health check, hence Docker's."""
-        arguments = ["build", "--build-arg", f"BASE={BASE}", "-f", dockerfile, "-t", tag, "."]
-        _run([self.command, *arguments], 600, True, {"BUILDAH_FORMAT": "docker", "DOCKER_BUILDKIT": "1"})
+    def build(self, dockerfile: str, tag: str, target: str = "", timeout_s: float = 600) -> None:
+        """Podman's own format has no health check, hence Docker's. ``target``: the stage; empty for the last."""
+        values = {"BASE": BASE, "TORCH_INDEX": os.environ.get("TEXTMILL_TORCH_INDEX", "")} if target else {"BASE": BASE}
+        options = [word for name, value in values.items() for word in ("--build-arg", f"{name}={value}")]
+        options += ["--target", target] if target else []
+        arguments = ["build", *options, "-f", dockerfile, "-t", tag, "."]
+        _run([self.command, *arguments], timeout_s, True, {"BUILDAH_FORMAT": "docker", "DOCKER_BUILDKIT": "1"})
 
 
 @dataclass(frozen=True)

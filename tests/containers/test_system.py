@@ -1,6 +1,6 @@
 """The compose file, up: the main job through its containers, a service killed under it, and nothing left behind.
 
-The images of others are swapped for ours (``compose.override.yml``), and a server that answers from the passage plays
+The images of others are swapped for ours (``compose.*.yml``), and a server that answers from the passage plays
 the engine. All else is what a user starts. The tests build on each other, in this order.
 """
 

@@ -46,7 +46,7 @@ class Played:
 
 
 def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_s: float = 1_800) -> Played:
-    """Run ``textmill demo`` in this home folder and carry out the kills. At ``timeout_s`` it ends, and all it started."""
+    """Run ``textmill demo`` in this home folder and carry out the kills. At ``timeout_s`` it and its stack end."""
     installed = Installation(home)
     log = home.parent / f"{home.name}-demo.log"
     began = time.monotonic()

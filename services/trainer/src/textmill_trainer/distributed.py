@@ -100,7 +100,7 @@ def padded_turns(shares: Sequence[Sequence[T]], rank: int) -> Iterator[tuple[T, 
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The processes that ``torchrun`` started; without it, this one alone."""
-    count = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    count = int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
     if count == 1:
         yield ALONE
         return
@@ -111,6 +111,11 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), count)
     finally:
         dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether ``torchrun`` has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def local_rank() -> int:

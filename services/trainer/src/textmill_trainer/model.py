@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from textmill.contracts.training import AdapterKind, Method
 from textmill.errors import JobFailed
 from textmill_trainer.base_model import default_folder, ensure_base_model
-from textmill_trainer.distributed import local_rank
+from textmill_trainer.distributed import is_distributed, local_rank
 from textmill_trainer.fused_lora import dequantized_weight, fuse
 from textmill_trainer.fused_norm import fuse_norms
 from textmill_trainer.packing import install
@@ -217,7 +217,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = cast(PeftModel, get_peft_model(model, config))
-    fuse(adapted)
+    fuse(adapted, join=not is_distributed())
     return adapted
 
 
