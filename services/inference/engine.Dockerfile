@@ -92,7 +92,9 @@ LABEL org.opencontainers.image.title="textmill engine" \
       org.opencontainers.image.vendor="textmill"
 COPY --from=build-cpu /opt/textmill /opt/textmill
 COPY --from=wheels --chown=10001:10001 /scratch /scratch
+# vLLM compiles small functions of its sampler, those of log probabilities for one; there is no compiler to do that with.
 ENV PATH=/opt/textmill/bin:$PATH \
+    TORCHDYNAMO_DISABLE=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/scratch \
