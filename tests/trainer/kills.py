@@ -19,17 +19,25 @@ from textmill_trainer.workfolder import EXIT_DONE, TrainSpec, WorkFolder
 
 DEADLINE_S = 300.0
 _LOOK_EVERY_S = 0.0005
-_HELD_IN_SAVE = """
-import runpy, time
+_FILES = 3
+_HELD = "held"
+_HELD_IN_SAVE = f"""
+import pathlib, runpy, sys, time
 from textmill_trainer import checkpoint
+left = int(sys.argv.pop())
 def sync(path, really=checkpoint._sync):
+    global left
     if path.parent.name.startswith(".step-"):
-        time.sleep(600)
+        left -= 1
+        if left < 0:
+            pathlib.Path(sys.argv[1], {_HELD!r}).touch()
+            time.sleep(600)
     really(path)
 checkpoint._sync = sync
 runpy.run_module("textmill_trainer.train", run_name="__main__", alter_sys=True)
 """
-"""The training process, but that it comes to the end of no checkpoint: a kill inside of one can't come too late."""
+"""The training process, held inside of a checkpoint, before the file that its last argument counts to is on the disk:
+so that a kill can't come too late."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +89,19 @@ def run_and_kill(folder: WorkFolder, rng: random.Random, inside_save: bool) -> K
     """Start or resume it, and kill it a few steps later; or in the midst of the next checkpoint."""
     folder.metrics.unlink(missing_ok=True)
     came_from = _newest(folder)
-    for torn in folder.checkpoints.glob(".step-*"):
-        torn.rename(torn.with_name(f".old{torn.name}"))  # so that a new one is told from an old one
+    held = folder.root / _HELD
+    held.unlink(missing_ok=True)
     steps = rng.randint(1, 5)
     delay_s = rng.uniform(0, 0.01)
 
     def due() -> bool:
-        return bool(list(folder.checkpoints.glob(".step-*"))) if inside_save else _step(folder) >= came_from + steps
+        return held.exists() if inside_save else _step(folder) >= came_from + steps
 
-    command = [sys.executable, "-c", _HELD_IN_SAVE] if inside_save else TRAIN_COMMAND
+    command = [*TRAIN_COMMAND, str(folder.root)]
+    if inside_save:
+        command = [sys.executable, "-c", _HELD_IN_SAVE, str(folder.root), str(rng.randrange(_FILES))]
     with folder.log.open("wb") as log:
-        process = subprocess.Popen([*command, str(folder.root)], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait(due, process)
             if not inside_save:
@@ -99,7 +109,7 @@ def run_and_kill(folder: WorkFolder, rng: random.Random, inside_save: bool) -> K
         finally:
             process.kill()
             process.wait()
-    return Kill(bool(list(folder.checkpoints.glob(".step-*"))), _step(folder), _newest(folder))
+    return Kill(held.exists(), _step(folder), _newest(folder))
 
 
 def _wait(due: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
