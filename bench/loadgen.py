@@ -3,8 +3,9 @@
 One core for the client, the other for the server (textmill_inference.loadtest.null_server), which records when it read
 each request and wrote each token. Parts: ``streams`` (1,000 streams on one core), ``held`` (10,000 connections),
 ``lateness`` (open loop), ``truth`` (our figures against the server's), ``peers`` (valid load per core). A load is
-valid for a tool while its TTFT p99 lies within 60 ms of the truth and its rate within 3 % of the server's; the load
-is searched on a ladder.
+valid for a tool while its TTFT p99 lies within 60 ms of the truth and its rate within 15 % of what so many streams
+come to: a run of 8 s with requests of 1 s loses that at its ends, which peers count and we don't. The load is searched
+on a ladder.
 """
 
 import argparse
@@ -31,7 +32,7 @@ CLIENT, SERVER = CORES[0], CORES[-1]
 TTFT_MS, ITL_MS, STREAMS = 100.0, 50.0, 1_000
 TOKENS = 64
 """With them 1,000 streams come to the ideal 308 requests/s."""
-NEAR_MS, NEAR_RATE = 60.0, 0.97
+NEAR_MS, NEAR_RATE = 60.0, 0.85
 LADDER = (10, 25, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1_000, 1_300, 1_600, 2_000, 2_500)
 PEER_TOKENS = 20
 TIMES = {"guidellm": 3.0, "aiperf": 2.0}
