@@ -13,6 +13,7 @@ from textmill.contracts.load import (
     ClosedLoop,
     ConstantRate,
     Expectation,
+    Fixed,
     Load,
     Poisson,
     Ramp,
@@ -23,7 +24,7 @@ from textmill.contracts.load import (
 )
 from textmill.contracts.loadtest import Clock
 from textmill_inference.loadtest.address import endpoint, first_that_accepts
-from textmill_inference.loadtest.calibration import calibrate, load_of_one, peak_rate
+from textmill_inference.loadtest.calibration import calibrate, load_of_one, peak_rate, shortened
 from textmill_inference.loadtest.generator import Generator
 from textmill_inference.loadtest.histogram import Histogram
 from textmill_inference.loadtest.look import look
@@ -103,6 +104,21 @@ def test_an_open_loop_is_calibrated_too(make_stage: MakeStage) -> None:
     found = calibrate(stage, 2, 0.4, "before", 40.0, (None, None), lambda: False)
     assert found is not None
     assert (found.errors, found.requests_per_s > 0) == (0, True)
+
+
+@pytest.mark.parametrize(("ttft_ms", "itl_ms", "tokens"), [(1_300, 70, 32), (100, 50, 64), (50, 20, 10), (500, 0, 8)])
+def test_answers_are_cut_for_it_and_chunks_a_second_are_not(
+    make_stage: MakeStage, ttft_ms: float, itl_ms: float, tokens: int
+) -> None:
+    """With a fixed number of clients the tokens of an answer over its length are what each of them brings."""
+    expects = Expectation(ttft_ms=ttft_ms, itl_ms=itl_ms)
+    stage = make_stage("http://127.0.0.1:1", tokens=tokens, expects=expects)
+    played = shortened(stage)
+    assert isinstance(played.traffic.output, Fixed)
+    cut = played.traffic.output.value
+    assert cut == min(tokens, 1 + int(1_000 / itl_ms)) if itl_ms else cut == tokens
+    before = tokens / (ttft_ms + tokens * itl_ms)
+    assert cut / (played.expects.ttft_ms + cut * played.expects.itl_ms) == pytest.approx(before)
 
 
 def test_a_calibration_can_be_stopped(make_stage: MakeStage) -> None:

@@ -50,6 +50,7 @@ def calibrate(
     ``peak_rate`` is a trace's; ``cpus`` are the worker's core and the null server's, None for any. Raises
     ``Transient`` when they don't start.
     """
+    stage = shortened(stage)
     with null_server(stage.expects, cpus[1]) as url:
         played = _played(stage, workers, seconds, peak_rate, url)
         port = int(url.rpartition(":")[2])
@@ -91,21 +92,26 @@ _PATHS = {"chat": "chat/completions", "completions": "completions"}
 
 def _played(stage: Stage, workers: int, seconds: float, peak: float, url: str) -> Stage:
     """The stage as one worker has it, against the null server."""
-    itl_s = stage.expects.itl_ms / 1e3
-    tokens = round(mean_length(stage.traffic.output))
-    if itl_s:
-        tokens = min(tokens, 1 + int(LONGEST_ANSWER_S / itl_s))
     return stage.model_copy(
         update={
             "target": Target(url=url, model="null", fresh_connections=stage.target.fresh_connections),
             "load": load_of_one(stage.load, workers, peak),
-            "traffic": stage.traffic.model_copy(update={"output": Fixed(value=tokens), "exact_output": False}),
             "warm_up_s": WARM_UP_S,
             "seconds": seconds,
             "cool_down_s": 0.0,
             "requests": None,
         }
     )
+
+
+def shortened(stage: Stage) -> Stage:
+    """With answers of at most ``LONGEST_ANSWER_S``, and a first token that comes sooner in proportion: or the chunks a
+    second would be fewer than the run's."""
+    itl_s, whole = stage.expects.itl_ms / 1e3, max(1, round(mean_length(stage.traffic.output)))
+    tokens = min(whole, 1 + int(LONGEST_ANSWER_S / itl_s)) if itl_s else whole
+    traffic = stage.traffic.model_copy(update={"output": Fixed(value=tokens), "exact_output": False})
+    expects = stage.expects.model_copy(update={"ttft_ms": stage.expects.ttft_ms * tokens / whole})
+    return stage.model_copy(update={"traffic": traffic, "expects": expects})
 
 
 def load_of_one(load: Load, workers: int, peak: float) -> Load:
