@@ -121,7 +121,8 @@ class _Product:
         self.bases = [_base(layer) for layer in layers]
         self.outputs = [base.out_features for base in self.bases]
         self.ranks = [_linear(layer.lora_A).out_features for layer in layers]
-        self._whole = torch.empty(0)
+        nf4 = isinstance(self.bases[0], Linear4bit)
+        self._whole = torch.empty(0) if nf4 or len(layers) == 1 else self._laid_together()
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         adapters = (_linear(part).weight for layer in self.layers for part in (layer.lora_A, layer.lora_B))
@@ -136,7 +137,7 @@ class _Product:
             return weights[0]
         if isinstance(self.bases[0], Linear4bit):
             return torch.cat(weights)
-        if weights[0].data_ptr() != self._whole.data_ptr():  # at the first use, and after a move or a change of type
+        if weights[0].data_ptr() != self._whole.data_ptr():  # after a move or a change of type
             self._whole = self._laid_together()
         return self._whole
 

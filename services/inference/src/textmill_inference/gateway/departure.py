@@ -15,7 +15,10 @@ from textmill_inference.gateway.exchange import Exchange
 
 
 class Departure:
-    """Cancels ``task`` and marks the exchange as abandoned when the client leaves before the exchange is finished."""
+    """Cancels ``task`` and marks the exchange as abandoned when the client leaves before the exchange is finished.
+
+    One that hangs up at ``[DONE]``, as OpenAI's does, has had all of it.
+    """
 
     __slots__ = ("_exchange", "_listening", "_receive", "_task")
 
@@ -50,8 +53,8 @@ class Departure:
             awaited.add_done_callback(self._go_on)
 
     def _heard(self, kind: str) -> None:
-        if kind == "http.disconnect":
+        if kind != "http.disconnect":
+            self._listen()
+        elif not self._exchange.said_done:
             self._exchange.abandoned = True
             self._task.cancel()
-        else:
-            self._listen()

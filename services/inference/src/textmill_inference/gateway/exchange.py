@@ -75,6 +75,11 @@ class Exchange:
             self.series.gaps.observe(now - self.last)
             self.last = now
 
+    @property
+    def said_done(self) -> bool:
+        """A stream's last event was sent; what is left is the end of the body."""
+        return self.streamed and self.count.tail.rstrip().endswith(_DONE)
+
     def used(self) -> Usage:
         """The tokens of the answer so far."""
         return self.usage or self.count.usage()
