@@ -115,6 +115,32 @@ def test_a_client_that_leaves_ends_the_engines_work_within_few_events(engine, ma
     assert gate.metric("requests_total", route="chat", model="small", group="open", status="499") == 1
 
 
+def test_a_client_that_hangs_up_at_done_has_had_its_answer(engine, make_gate, waits):
+    """As OpenAI's clients do, which may be before the engine has ended the body."""
+    gate, left = make_gate(), []
+
+    async def slow_to_end(request, writer):
+        writer.write(STREAM + TOKEN + event(b"[DONE]"))
+        while not left:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        writer.write(b"0\r\n\r\n")
+
+    engine.script = slow_to_end
+
+    async def hang_up(pool):
+        incoming, data = await post(pool, body_of(stream=True)), b""
+        while b"[DONE]" not in data:
+            data += await incoming.read()
+        incoming.close()
+        left.append(True)
+
+    within(gate, hang_up)
+    waits(lambda: gate.upstream.outcomes, "the exchange to be settled")
+    assert [(outcome.status, outcome.complete) for outcome in gate.upstream.outcomes] == [(200, True)]
+    assert gate.metric("requests_total", route="chat", model="small", group="open", status="200") == 1
+
+
 def test_an_engine_that_is_killed_in_the_middle_leaves_an_error_event(make_gate, waits, tmp_path):
     """A real process, and kill -9."""
     script = tmp_path / "engine.py"
