@@ -3,7 +3,6 @@
 import json
 import secrets
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from container_engine import BASE, REQUIRED, ROOT, ContainerEngine, Project, find_engine
+from container_engine import BASE, REQUIRED, ROOT, ContainerEngine, Project, find_engine, make_env
 from container_images import BUILT, Image
 
 from textmill_cli.local.ports import any_free
@@ -71,18 +70,13 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def env_file(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Path:
-    """Secrets as a user makes them, and what the tests set besides."""
-    file = tmp_path_factory.mktemp("env") / ".env"
-    subprocess.run(["sh", str(ROOT / "deploy" / "make-env.sh"), str(file)], check=True, capture_output=True)
-    settings = {
-        "TEXTMILL_RECIPES": recipes,
-        "TEXTMILL_GATEWAY_PORT": any_free(),
-        "TEXTMILL_BASE_IMAGE": BASE,
-        "TEXTMILL_SYNTH_LLM_MODEL": "fault-llm",
-    }
-    with file.open("a") as env:
-        env.writelines(f"{name}={value}\n" for name, value in settings.items())
-    return file
+    return make_env(
+        tmp_path_factory.mktemp("env") / ".env",
+        TEXTMILL_RECIPES=recipes,
+        TEXTMILL_GATEWAY_PORT=any_free(),
+        TEXTMILL_BASE_IMAGE=BASE,
+        TEXTMILL_SYNTH_LLM_MODEL="fault-llm",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,14 @@ REQUIRED = os.environ.get("TEXTMILL_TEST_CONTAINERS") == "required"
 """Without an engine the container tests fail then, instead of being skipped."""
 
 
+def make_env(file: Path, **settings: object) -> Path:
+    """Secrets as a user makes them, and what a test sets besides."""
+    subprocess.run(["sh", str(ROOT / "deploy" / "make-env.sh"), str(file)], check=True, capture_output=True)
+    with file.open("a") as env:
+        env.writelines(f"{name}={value}\n" for name, value in settings.items())
+    return file
+
+
 @dataclass(frozen=True)
 class ContainerEngine:
     """``command`` is docker or podman, ``compose`` what reads compose files with it."""

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from container_engine import ROOT
+from container_engine import ROOT, make_env
 from container_images import IMAGES
 
 MAIN, GPU, MINIO, TRACING = "docker-compose.yml", "compose.gpu.yml", "compose.minio.yml", "compose.tracing.yml"
@@ -154,10 +154,7 @@ def test_named_volumes_and_networks_are_declared() -> None:
 def merged(tmp_path: Path, *files: str) -> dict[str, dict[str, Any]]:
     """The services of several files together, with secrets as a user makes them. Any program with a version passes for
     podman where nothing is run."""
-    env_file = tmp_path / ".env"
-    subprocess.run(["sh", str(ROOT / "deploy" / "make-env.sh"), str(env_file)], check=True, capture_output=True)
-    with env_file.open("a") as env:
-        env.write("TEXTMILL_MINIO_IMAGE=registry.example.com/minio:1.0\n")
+    env_file = make_env(tmp_path / ".env", TEXTMILL_MINIO_IMAGE="registry.example.com/minio:1.0")
     command = [sys.executable, "-m", "podman_compose", "--podman-path", sys.executable, "--env-file", str(env_file)]
     command += [word for file in files for word in ("-f", str(ROOT / file))]
     done = subprocess.run([*command, "config"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -8,7 +8,6 @@ Broker and store are ours, as in the other container tests; all else is what a u
 import json
 import os
 import secrets
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from container_engine import BASE, ROOT, ContainerEngine, Project
+from container_engine import BASE, ROOT, ContainerEngine, Project, make_env
 from container_images import LARGE, UID, Image
 from test_images import LOOK_INSIDE as LOOK_INTO_IMAGE
 from test_images import READ_ONLY
@@ -71,16 +70,12 @@ def large_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large_env(tmp_path_factory: pytest.TempPathFactory, large_recipes: Path) -> Path:
-    file = tmp_path_factory.mktemp("large-env") / ".env"
-    subprocess.run(["sh", str(ROOT / "deploy" / "make-env.sh"), str(file)], check=True, capture_output=True)
-    settings = {
-        "TEXTMILL_RECIPES": large_recipes,
-        "TEXTMILL_GATEWAY_PORT": any_free(),
-        "TEXTMILL_BASE_IMAGE": BASE,
-    }
-    with file.open("a") as env:
-        env.writelines(f"{name}={value}\n" for name, value in settings.items())
-    return file
+    return make_env(
+        tmp_path_factory.mktemp("large-env") / ".env",
+        TEXTMILL_RECIPES=large_recipes,
+        TEXTMILL_GATEWAY_PORT=any_free(),
+        TEXTMILL_BASE_IMAGE=BASE,
+    )
 
 
 @pytest.fixture(scope="module")

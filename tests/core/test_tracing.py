@@ -73,7 +73,7 @@ def test_another_protocol_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyP
 def test_a_span_knows_its_parent_and_its_error(collector: Collector) -> None:
     with tracing.span("outer", "client", CLIENTS, {"a": 1}), tracing.span("inner"):
         tracing.event("half way")
-        tracing.fail("llm_timeout", "no answer")
+        tracing.fail("llm_timeout")
     tracing.stop()
     outer, inner = collector.one("textmill-test", "outer"), collector.one(name="inner")
     assert (outer.trace_id, outer.parent_id, outer.kind, outer.attributes, outer.failed) == (

@@ -139,6 +139,14 @@ def test_activations_are_what_torch_keeps(bases: dict[str, Path], family: str, c
     assert kept_for_backward(model, rows, load.longest, scored) == pytest.approx(expected + logits, rel=0.15)
 
 
+def test_gate_and_up_are_unpacked_together_and_one_of_them_twice() -> None:
+    unpacked = {
+        term.what: term.bytes
+        for term in memory.growth(SEVEN_B, Load("qlora", 512, 512, 512, rank=64, dequantized=False))
+    }
+    assert unpacked["a matrix while it is dequantized"] == 3 * 2 * 4_096 * 11_008
+
+
 @pytest.mark.parametrize("family", ["llama", "glm4"])
 @pytest.mark.parametrize(("method", "dequantized"), [("qlora", True), ("qlora", False), ("lora", True), ("full", True)])
 def test_weights_gradients_and_moments_are_exact(

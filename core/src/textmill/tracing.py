@@ -115,14 +115,14 @@ def note(attributes: Mapping[str, Value]) -> None:
         get_current_span().set_attributes(attributes)
 
 
-def fail(code: str, message: str = "") -> None:
-    """The current span ended badly. ``code`` is one of few (``error.type``)."""
+def fail(code: str) -> None:
+    """The current span ended badly. ``code`` is one of few (``error.type``); a message could quote a private text."""
     if _tracer is not None:
         from opentelemetry.trace import Status, StatusCode, get_current_span
 
         current = get_current_span()
         current.set_attribute("error.type", code)
-        current.set_status(Status(StatusCode.ERROR, message[:500]))
+        current.set_status(Status(StatusCode.ERROR))
 
 
 def event(name: str) -> None:

@@ -273,7 +273,7 @@ class Worker:
         JOB_ATTEMPTS.labels(attempt.job.kind, word).inc()
         tracing.note({"textmill.job.outcome": word})
         if outcome.error is not None:
-            tracing.fail(outcome.error.code, str(outcome.error))
+            tracing.fail(outcome.error.code)
         log.info("attempt ended", extra={**fields, "outcome": word, "error": str(outcome.error or "")[:500]})
         if word == "dependency_down":
             self._rest(self._pause_s)

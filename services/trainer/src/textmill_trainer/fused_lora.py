@@ -132,12 +132,12 @@ class _Product:
     @property
     def weight(self) -> torch.Tensor:
         """(O, I), of all layers."""
-        weights = [dequantized_weight(b) if isinstance(b, Linear4bit) else b.weight for b in self.bases]
-        if len(weights) == 1:
-            return weights[0]
-        if isinstance(self.bases[0], Linear4bit):
-            return torch.cat(weights)
-        if weights[0].data_ptr() != self._whole.data_ptr():  # after a move or a change of type
+        first = self.bases[0]
+        if isinstance(first, Linear4bit):
+            return self._unpacked()
+        if len(self.bases) == 1:
+            return first.weight
+        if first.weight.data_ptr() != self._whole.data_ptr():  # after a move or a change of type
             self._whole = self._laid_together()
         return self._whole
 
@@ -148,6 +148,17 @@ class _Product:
     @property
     def scalings(self) -> list[float]:
         return [layer.scaling[_ADAPTER] for layer in self.layers]
+
+    def _unpacked(self) -> torch.Tensor:
+        """The NF4 weights in bf16. One piece at a time, so that little is there twice (``memory`` counts it)."""
+        bases = cast(list[Linear4bit], self.bases)
+        if len(bases) == 1:
+            return dequantized_weight(bases[0])
+        shape = sum(self.outputs), bases[0].in_features
+        whole = torch.empty(shape, dtype=torch.bfloat16, device=bases[0].weight.device)
+        for base, part in zip(bases, torch.split(whole, self.outputs), strict=True):
+            part.copy_(dequantized_weight(base))
+        return whole
 
     def _laid_together(self) -> torch.Tensor:
         """No copy stays: each layer's weight becomes a part of the whole."""

@@ -181,6 +181,10 @@ def backward_bytes(geometry: Geometry, load: Load) -> int:
 
 
 def _dequantizing_bytes(geometry: Geometry, load: Load) -> int:
+    """Of the largest matrix; of gate and up together, where they are one product, and once more of the one that is
+    being copied into it (see ``fused_lora``)."""
     if load.method != "qlora" or load.dequantized:
         return 0
-    return 2 * max(out * into for out, into in geometry.linears)
+    apart = geometry.linears.count((geometry.intermediate, geometry.hidden)) >= 2 * geometry.layers
+    matrices = 3 if apart and fused_adapter(load) else 1
+    return 2 * matrices * max(out * into for out, into in geometry.linears)

@@ -5,7 +5,6 @@ adapters go on all linear layers but the output head, found by type and not by n
 ``gate_up_proj``) are among them. Knows nothing of records or steps.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -261,13 +260,3 @@ def adapted_weight(layer: LoraLayer, frozen: torch.Tensor) -> torch.Tensor:
     magnitude = cast(torch.Tensor, layer.lora_magnitude_vector[_ADAPTER].weight).float()
     rescaled: torch.Tensor = weight * (magnitude / weight.norm(dim=1))[:, None]
     return rescaled
-
-
-def base_sha256(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a model folder, in name order."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
