@@ -7,12 +7,15 @@ from pathlib import Path
 
 from textmill.contracts.base import new_id
 from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManifest, RungYield
+from textmill.contracts.gates import ParityCheck
 from textmill.contracts.jobs import CorpusJob, JobView, Result
 from textmill.contracts.load import ClosedLoop
 from textmill.contracts.loadreport import ErrorBudget, Latencies, Level, LoadtestReport, Verdict
 from textmill.contracts.loadtest import ErrorClass
+from textmill.contracts.preflight import Interval
 from textmill.contracts.runs import EvalMetrics, StepMetrics
-from textmill.contracts.serving import Answer, EvaluationReport, ModelScore, TaskScore
+from textmill.contracts.serving import Answer, Deployment, EvaluationReport, ModelScore, TaskScore
+from textmill.contracts.trainforecast import ForecastTruth, MemoryForecast, Setup, TrainForecast
 from textmill.contracts.verdict import DocumentGap, TrainVerdict
 from textmill_cli.report import Findings, as_json, write
 
@@ -73,6 +76,40 @@ def findings() -> Findings:
             for n in (1, 2)
         ],
         evals=[EvalMetrics(step=2, epoch=1.0, eval_loss=1.5)],
+        forecast=TrainForecast(
+            base_model="base",
+            parameters=9,
+            trained_parameters=1,
+            steps=2,
+            tokens=Interval(expected=18),
+            seconds=Interval(expected=100),
+            seconds_by_stage={"training": 90.0, "merge": 10.0},
+            cost=None,
+            memory=MemoryForecast(terms=[]),
+            asked=Setup(max_padded_tokens=9),
+            setup=Setup(max_padded_tokens=9),
+            learning_rate=1e-3,
+            rank=16,
+            truth=ForecastTruth(steps=2, tokens=18, seconds=75.0, seconds_off=0.2),
+        ),
+        deployment=Deployment(
+            name="tuned",
+            deployment_id="dep",
+            model_id="mdl",
+            parity=ParityCheck(
+                conversations=16,
+                prompts_identical=15,
+                prompts_compared=16,
+                tokens=200,
+                top1_exact=0.99,
+                top1_agreement=0.995,
+                ties=1,
+                tie_nats=0.26,
+                mean_logprob_difference=1.2e-4,
+                max_logprob_difference=0.01,
+                seconds=1.0,
+            ),
+        ),
         verdict=TrainVerdict(
             verdict="memorized",
             sentence="It recites <em>8 of 8</em>.",
@@ -176,6 +213,16 @@ def test_the_figures_have_rungs_drops_and_the_budget() -> None:
     assert (records["rows_made"], records["rows_dropped"]) == (33, {"near_duplicate": 3})
     assert records["rungs"]["asked_again"] == {"tried": 2, "gained": 1, "accepted": 1}  # type: ignore[index, call-overload]
     assert llm["budget_spent"]["ended_by"] == "max_cost"  # type: ignore[index, call-overload]
+
+
+def test_the_gates_and_the_forecast_are_told_with_what_became_of_them(tmp_path: Path) -> None:
+    page = " ".join(write(findings(), tmp_path, "zhouyi", 61.0).read_text().split())
+    assert "15 of 16 prompts token for token, the same likeliest token at 99.00 % of 200 tokens" in page
+    assert "(ties counted: 99.50 %), log-probabilities 1.2e-04 nats apart" in page
+    assert "The steps took 75 s, 90 s had been forecast." in page
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["parity"]["top1_agreement"] == 0.995
+    assert figures["forecast"]["truth"]["seconds_off"] == 0.2
 
 
 def test_a_run_that_ended_early_still_has_a_page(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_report_is_written_before_the_first_step(tiny_base: Path, tmp_path: 
     assert (forecast.steps, forecast.learning_rate, forecast.rank) == (16, 1e-3, 4)
     assert forecast.tokens.expected == 4 * sum(len(e.token_ids) for e in run.examples)
     assert forecast.trained_parameters == sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    assert len(forecast.probe) == 2
+    assert [step.warm for step in forecast.probe] == [False, True]
     assert forecast.probe[0].tokens >= forecast.probe[1].tokens
     assert forecast.seconds is not None
     assert forecast.seconds.expected == pytest.approx(sum(forecast.seconds_by_stage.values()))

@@ -25,8 +25,10 @@ from textmill_trainer.settings import TrainerSettings
 from textmill_trainer.worker import TrainHandler
 
 
-def step(tokens: int, seconds: float) -> MeasuredStep:
-    return MeasuredStep(tokens=tokens, padded_tokens=tokens, seconds=seconds, grown_bytes=None, formula_bytes=0)
+def step(tokens: int, seconds: float, warm: bool) -> MeasuredStep:
+    return MeasuredStep(
+        tokens=tokens, padded_tokens=tokens, seconds=seconds, grown_bytes=None, formula_bytes=0, warm=warm
+    )
 
 
 def test_time_is_counted_by_stage(tiny_base: Path) -> None:
@@ -41,12 +43,12 @@ def test_time_is_counted_by_stage(tiny_base: Path) -> None:
     assert "sweep" not in full
 
 
-def test_the_interval_holds_what_the_readings_say() -> None:
-    readings = [step(100, 2.0), step(100, 1.0)]
-    assert tokens_per_s(readings) == 100.0
-    wide, narrow = between(10.0, readings), between(10.0)
-    assert (narrow.low, narrow.high) == (7.5, 12.5)
-    assert (wide.low, wide.high) == (7.5, 25.0)
+def test_a_cold_step_alone_widens_the_interval_downwards() -> None:
+    cold, warm = step(100, 2.0, warm=False), step(100, 1.0, warm=True)
+    assert tokens_per_s([cold, warm]) == 100.0
+    wide, narrow = between(10.0, [cold]), between(10.0, [cold, warm])
+    assert (narrow.low, narrow.high) == (7.5, 12.5) == (between(10.0).low, between(10.0).high)
+    assert (wide.low, wide.high) == (3.75, 12.5)
     assert cost_of(Interval(expected=7_200, low=3_600), 2.0) == Interval(expected=4.0, low=2.0)
     assert cost_of(None, 2.0) is cost_of(narrow, 0.0) is None
 

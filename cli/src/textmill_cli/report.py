@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from pydantic import JsonValue
@@ -19,10 +19,13 @@ from textmill.contracts.documents import CorpusManifest
 from textmill.contracts.jobs import JobView
 from textmill.contracts.loadreport import LoadtestReport
 from textmill.contracts.runs import EvalMetrics, ModelManifest, StepMetrics
-from textmill.contracts.serving import EvaluationReport
+from textmill.contracts.serving import Deployment, EvaluationReport
+from textmill.contracts.trainforecast import TrainForecast
 from textmill.contracts.verdict import TrainVerdict
 from textmill.errors import NotFound
 from textmill_cli.client import Client
+
+_Report = TypeVar("_Report", TrainForecast, TrainVerdict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Findings:
     model: ModelManifest | None = None
     steps: Sequence[StepMetrics] = ()
     evals: Sequence[EvalMetrics] = ()
+    forecast: TrainForecast | None = None
     verdict: TrainVerdict | None = None
+    deployment: Deployment | None = None
     evaluation: EvaluationReport | None = None
     loadtest: LoadtestReport | None = None
 
@@ -59,7 +64,9 @@ def gather(client: Client, job_id: str) -> Findings:
         model=model,
         steps=steps,
         evals=evals,
-        verdict=_verdict(client, model) if model else None,
+        forecast=_train_report(client, model, "forecast", TrainForecast) if model else None,
+        verdict=_train_report(client, model, "verdict", TrainVerdict) if model else None,
+        deployment=Deployment.model_validate(made["deploy"]) if "deploy" in made else None,
         evaluation=EvaluationReport.model_validate(made["evaluate"]) if "evaluate" in made else None,
         loadtest=LoadtestReport.model_validate(made["loadtest"]) if "loadtest" in made else None,
     )
@@ -76,13 +83,13 @@ def _metrics(client: Client, model: ModelManifest) -> tuple[list[StepMetrics], l
     return steps, evals
 
 
-def _verdict(client: Client, model: ModelManifest) -> TrainVerdict | None:
-    """None of a run from before verdicts were written."""
+def _train_report(client: Client, model: ModelManifest, name: str, contract: type[_Report]) -> _Report | None:
+    """None of a run from before such reports were written."""
     try:
-        body = client.request("GET", "trainer", f"/v1/runs/{model.lineage.run_id}/reports/verdict")
+        body = client.request("GET", "trainer", f"/v1/runs/{model.lineage.run_id}/reports/{name}")
     except NotFound:
         return None
-    return TrainVerdict.model_validate_json(body)
+    return contract.model_validate_json(body)
 
 
 def _rejects(client: Client, dataset: DatasetManifest) -> list[dict[str, Any]]:
@@ -105,6 +112,10 @@ def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
     if found.model:
         report["training"] = {**found.model.training.model_dump(), "merge": found.model.merge.model_dump()}
         report["model"] = {"id": found.model.model_id, "name": found.model.name, "base": found.model.lineage.base_model}
+    if found.forecast:
+        report["forecast"] = found.forecast.model_dump(include={"seconds", "seconds_by_stage", "truth"})
+    if found.deployment and found.deployment.parity:
+        report["parity"] = found.deployment.parity.model_dump()
     if found.verdict:
         report["verdict"] = found.verdict.model_dump(mode="json")
     if found.evaluation:

@@ -31,7 +31,8 @@ class MemoryForecast(Contract):
 class MeasuredStep(Contract):
     """One whole step, done and undone. Bytes are what it took beyond the loaded model; None where nobody counts them.
 
-    ``padded_tokens`` is what the largest microbatch held, ``tokens`` what all of them did without padding.
+    ``padded_tokens`` is what the largest microbatch held, ``tokens`` what all of them did without padding. ``warm``:
+    the step that was timed found its memory as a step before had left it, as a run's steps do.
     """
 
     tokens: int
@@ -39,6 +40,7 @@ class MeasuredStep(Contract):
     seconds: float
     grown_bytes: int | None
     formula_bytes: int
+    warm: bool = False
 
 
 class Setup(Contract):
@@ -76,7 +78,7 @@ class Sweep(Contract):
 
 
 class ForecastTruth(Contract):
-    """What became of it. Seconds are of the training itself, evaluations between steps included."""
+    """What became of it. Seconds are of the steps, evaluations between them aside."""
 
     steps: int
     tokens: int

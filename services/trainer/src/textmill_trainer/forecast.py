@@ -14,6 +14,8 @@ from textmill_trainer.geometry import Geometry
 
 _SPREAD = 0.25
 """How far one reading of a step's speed may be from the run's mean: seen up to a fifth on shared cores."""
+_COLD = 2.0
+"""How many times as long as a warm step one took that had to get its memory first: 1.6 to 2.0, two cores."""
 _FORWARD_SHARE = {"qlora": 0.5, "lora": 0.5, "full": 1 / 3}
 """Of a step's arithmetic: beside frozen weights backward computes no weight gradients."""
 _DISK_BYTES_PER_S = 200e6
@@ -49,18 +51,14 @@ def seconds_by_stage(
 
 
 def tokens_per_s(steps: Sequence[MeasuredStep]) -> float:
-    """Of the last reading: the first one's includes what only the first step of a process does."""
+    """Of the last reading, the warmest."""
     return steps[-1].tokens / steps[-1].seconds
 
 
 def between(expected: float, steps: Sequence[MeasuredStep] = ()) -> Interval:
-    """Around ``expected``: a quarter each way, and as far as the slowest and the fastest reading were from the last."""
-    rates = [s.tokens / s.seconds for s in steps]
-    slower = max([rates[-1] / min(rates), 1.0]) if rates else 1.0
-    faster = min([rates[-1] / max(rates), 1.0]) if rates else 1.0
-    return Interval(
-        expected=expected, low=expected * faster * (1 - _SPREAD), high=expected * min(slower, 2.0) * (1 + _SPREAD)
-    )
+    """Around ``expected``: a quarter each way, and as low as half of that if only a cold step was read."""
+    faster = _COLD if steps and not steps[-1].warm else 1.0
+    return Interval(expected=expected, low=expected / faster * (1 - _SPREAD), high=expected * (1 + _SPREAD))
 
 
 def cost_of(seconds: Interval | None, price_per_hour: float) -> Interval | None:
