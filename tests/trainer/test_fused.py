@@ -51,9 +51,10 @@ def outcome(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("lora", [{}, {"alpha_pattern": {"v_proj": 3}}, {"rank_pattern": {"up_proj": 6}}])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_fused_lora_is_pefts(family: str) -> None:
-    model = adapted(torch.float32, family=family)
+def test_fused_lora_is_pefts(family: str, lora: dict[str, Any]) -> None:
+    model = adapted(torch.float32, family=family, **lora)
     expected, expected_gradients = outcome(model)
     assert fuse(model) == 14
     found, gradients = outcome(model)

@@ -69,14 +69,15 @@ def _grouped(layers: dict[str, Layer], join: bool) -> Iterator[list[Layer]]:
     left = dict(layers)
     for names in _SIBLINGS if join else ():
         found = [left[name] for name in names if name in left]
-        if len(found) == len(names) and _alike([_base(layer) for layer in found]):
+        if len(found) == len(names) and _alike(found):
             yield [left.pop(name) for name in names]
     yield from ([layer] for layer in left.values())
 
 
-def _alike(bases: Sequence[nn.Linear]) -> bool:
+def _alike(layers: Sequence[Layer]) -> bool:
     """Whether one product can stand for theirs."""
-    return len({(type(b), b.in_features, b.weight.dtype, b.weight.device, b.bias is None) for b in bases}) == 1
+    bases = [(_base(layer), layer.scaling[_ADAPTER]) for layer in layers]
+    return len({(type(b), b.in_features, b.weight.dtype, b.weight.device, b.bias is None, s) for b, s in bases}) == 1
 
 
 def _base(layer: Layer) -> nn.Linear:
@@ -146,8 +147,25 @@ class _Product:
         return torch.cat(biases).to(dtype) if biases else None
 
     @property
-    def scalings(self) -> list[float]:
-        return [layer.scaling[_ADAPTER] for layer in self.layers]
+    def scaling(self) -> float:
+        """The same for all layers."""
+        return cast(float, self.layers[0].scaling[_ADAPTER])
+
+    def blocks(self, bs: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """(O, R): each layer's B, zero elsewhere."""
+        if len(bs) == 1:
+            return bs[0].to(dtype)
+        whole_OR = bs[0].new_zeros(sum(self.outputs), sum(self.ranks), dtype=dtype)
+        for b, block in zip(bs, self.diagonal(whole_OR), strict=True):
+            block.copy_(b)
+        return whole_OR
+
+    def diagonal(self, whole_OR: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Each layer's block."""
+        row = column = 0
+        for height, width in zip(self.outputs, self.ranks, strict=True):
+            yield whole_OR[row : row + height, column : column + width]
+            row, column = row + height, column + width
 
     def _unpacked(self) -> torch.Tensor:
         """The NF4 weights in bf16. One piece at a time, so that little is there twice (``memory`` counts it)."""
@@ -187,9 +205,10 @@ class _LoraLinears(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, product: _Product, *adapters: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x_MI = x.reshape(-1, x.shape[-1])
         a_RI = torch.cat(adapters[::2]).to(x.dtype)
-        b_OR = _blocks([b * scaling for b, scaling in zip(adapters[1::2], product.scalings, strict=True)], x.dtype)
+        b_OR = product.blocks(adapters[1::2], x.dtype)
         xa_MR = x_MI @ a_RI.t()
-        y_MO = nn.functional.linear(x_MI, product.weight, product.bias(x.dtype)).addmm_(xa_MR, b_OR.t())
+        y_MO = nn.functional.linear(x_MI, product.weight, product.bias(x.dtype))
+        y_MO.addmm_(xa_MR, b_OR.t(), alpha=product.scaling)
         ctx.save_for_backward(x_MI, a_RI, b_OR, xa_MR)
         ctx.product, ctx.shape = product, x.shape
         return torch.split(y_MO.view(*x.shape[:-1], -1), product.outputs, -1)
@@ -199,20 +218,13 @@ class _LoraLinears(torch.autograd.Function):
         x_MI, a_RI, b_OR, xa_MR = ctx.saved_tensors
         product: _Product = ctx.product
         dy_MO = (dys[0] if len(dys) == 1 else torch.cat(dys, -1)).reshape(x_MI.shape[0], -1)
-        dxa_MR = dy_MO @ b_OR
+        dxa_MR = _scaled(product.scaling, dy_MO, b_OR)
         dx = (dy_MO @ product.weight).addmm_(dxa_MR, a_RI).view(ctx.shape) if ctx.needs_input_grad[0] else None
         das = torch.split((dxa_MR.t() @ x_MI).float(), product.ranks)
-        db_OR = (dy_MO.t() @ xa_MR).float()
-        dbs = (db * s for db, s in zip(_diagonal(db_OR, product), product.scalings, strict=True))
+        dbs = product.diagonal(_scaled(product.scaling, dy_MO.t(), xa_MR).float())
         return dx, None, *(gradient for pair in zip(das, dbs, strict=True) for gradient in pair)
 
 
-def _blocks(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    return (parts[0] if len(parts) == 1 else torch.block_diag(*parts)).to(dtype)  # type: ignore[no-untyped-call]
-
-
-def _diagonal(whole_OR: torch.Tensor, product: _Product) -> Iterator[torch.Tensor]:
-    row = column = 0
-    for height, width in zip(product.outputs, product.ranks, strict=True):
-        yield whole_OR[row : row + height, column : column + width]
-        row, column = row + height, column + width
+def _scaled(scaling: float, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Their product, scaled within it."""
+    return torch.addmm(left.new_empty(1), left, right, beta=0.0, alpha=scaling)
