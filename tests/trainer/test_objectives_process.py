@@ -61,6 +61,7 @@ def test_preferences(tiny_base: Path, tmp_path: Path) -> None:
     job = TrainJob(objective="dpo", preferences_id=preferences_id, eval_share=0.2, **OPTIONS)
     manifest = ran(store, tiny_base, tmp_path, job)
     assert manifest.lineage.preferences_id == preferences_id
+    assert manifest.masking is not None
     assert manifest.training.first_loss == pytest.approx(0.693, abs=0.02)
     assert manifest.training.final_loss < manifest.training.first_loss
     report = store.get(f"runs/{job.run_id}/attempt-1/reports/preference.json")

@@ -12,8 +12,8 @@ from textmill.contracts.datasets import Message
 from textmill.contracts.gates import PARITY_FILE, ParityProbe
 from textmill.contracts.preferences import PreferencePair
 from textmill_trainer.model import load_16bit
+from textmill_trainer.pairs import encode_pairs
 from textmill_trainer.parity import ANSWER_TOKENS, CONVERSATIONS, MAX_TOKENS, answer_start, choose, write_probe
-from textmill_trainer.preference import encode_pairs
 from textmill_trainer.prepare import Example, encode_all
 from textmill_trainer.workfolder import WorkFolder
 

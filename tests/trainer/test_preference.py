@@ -13,19 +13,16 @@ from tests.trainer.test_families import settings_of
 
 from textmill.contracts.base import content_id
 from textmill.contracts.datasets import Message
+from textmill.contracts.masking import MaskedRecords, MaskingReport
 from textmill.contracts.preferences import PreferencePair, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
 from textmill.errors import JobFailed
 from textmill_trainer.loop import plain_model, train
+from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.metrics import parse_metrics
 from textmill_trainer.model import LoraSettings, load_model
-from textmill_trainer.preference import (
-    PairExample,
-    Preference,
-    PreferenceWatch,
-    encode_pairs,
-    reference_log_probs,
-)
+from textmill_trainer.pairs import PairExample, encode_pairs
+from textmill_trainer.preference import Preference, PreferenceWatch, reference_log_probs
 from textmill_trainer.workfolder import WorkFolder
 
 CPU = torch.device("cpu")
@@ -62,6 +59,32 @@ def test_only_the_answer_and_its_end_are_supervised(tokenizer: Any) -> None:
 def test_a_pair_that_is_too_long_is_refused(tokenizer: Any) -> None:
     with pytest.raises(JobFailed, match="max_tokens is 20"):
         encode_pairs(PAIRS, tokenizer, 20, "train")
+
+
+def test_the_proof_shows_both_sides_and_names_the_one_that_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path)
+    said = (Message(role="user", content="Hi?"), Message(role="assistant", content="Yes."), PAIRS[0].messages[0])
+    pairs = [PAIRS[0].model_copy(update={"messages": said}), PAIRS[1]]
+    folder.lines("train").write_bytes(b"\n".join(pair.to_json() for pair in pairs))
+    folder.lines("eval").write_bytes(b"")
+    found, summary = encode_pairs_with_proof(folder, tokenizer, 128)
+    assert found["train"] == encode_pairs(pairs, tokenizer, 128, "train")
+    assert found["eval"] == []
+    assert summary is not None
+    assert summary.records == 4
+    proof = MaskedRecords.model_validate_json(folder.report("masked_records").read_bytes())
+    first, second = (record for record in proof.records if record.record_id.startswith(PAIRS[0].pair_id))
+    assert (first.record_id, second.record_id) == (f"{PAIRS[0].pair_id}/chosen", f"{PAIRS[0].pair_id}/rejected")
+    assert first.preview.count("⟦") == 1
+    assert "⟦It is 0.<|im_end|>⟧" in first.preview
+    assert "⟦I'd rather not say what it is.<|im_end|>⟧" in second.preview
+
+    long = PAIRS[1].model_copy(update={"rejected": "word " * 99})
+    folder.lines("train").write_bytes(long.to_json())
+    with pytest.raises(JobFailed, match=rf"1 record can't be trained on.*too_long 1: {long.pair_id}/rejected"):
+        encode_pairs_with_proof(folder, tokenizer, 64)
+    report = MaskingReport.model_validate_json(folder.report("masking").read_bytes())
+    assert report.refused_by_reason == {"too_long": 1}
 
 
 def test_the_loss_is_the_formula(tiny_base: Path, examples: list[PairExample]) -> None:

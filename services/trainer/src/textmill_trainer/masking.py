@@ -6,9 +6,9 @@ Knows no torch, and nothing of how records are encoded (that is ``prepare``).
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from textmill.contracts.datasets import Record, Split
+from textmill.contracts.datasets import Split
 from textmill.contracts.masking import (
     LengthBucket,
     MaskedRecord,
@@ -19,6 +19,7 @@ from textmill.contracts.masking import (
     ShownRecord,
 )
 from textmill.errors import JobFailed
+from textmill_trainer.pairs import PairExample, dialogues, encode_dialogues, join, read_pairs
 from textmill_trainer.prepare import Encoded, Example, encode_records, end_of_turn_tokens, read_records
 from textmill_trainer.refusals import count_by_reason, refusal_message
 from textmill_trainer.workfolder import WorkFolder
@@ -32,8 +33,24 @@ _SHOWN = 40
 """Records shown in the report: strategies times ways can be many, and each preview is private text at full length."""
 
 
+class Row(Protocol):
+    """What is shown of a record, or of one side of a preference pair, beside its tokens."""
+
+    @property
+    def record_id(self) -> str: ...
+
+    @property
+    def split(self) -> Split: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def way(self) -> str: ...
+
+
 def masking_report(
-    records: Sequence[Record], encoded: Encoded, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+    records: Sequence[Row], encoded: Encoded, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
 ) -> MaskingReport:
     """``records`` of all splits, in the order in which they were encoded."""
     examples = _by_record(encoded.examples)
@@ -53,29 +70,52 @@ def masking_report(
 def encode_with_proof(
     folder: WorkFolder, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
 ) -> tuple[dict[Split, list[Example]], MaskingSummary | None]:
-    """The examples of the folder's splits. Writes the reports ``masking`` and ``masked_records``, also on failure.
+    """The examples of the folder's splits. Raises as ``prove`` does."""
+    records = {split: read_records(p) for split in _SPLITS if (p := folder.records(split)).exists()}
+    encoded = {split: encode_records(found, tokenizer, max_tokens) for split, found in records.items()}
+    rows = [record for found in records.values() for record in found]
+    report = prove(folder, rows, list(encoded.values()), tokenizer, max_tokens)
+    return {split: found.examples for split, found in encoded.items()}, summarize(report)
+
+
+def encode_pairs_with_proof(
+    folder: WorkFolder, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+) -> tuple[dict[Split, list[PairExample]], MaskingSummary | None]:
+    """The preference pairs of the folder's splits; in the reports each is two records. Raises as ``prove`` does."""
+    pairs = {split: read_pairs(folder.lines(split)) for split in _SPLITS}
+    sides = {split: list(dialogues(found, split)) for split, found in pairs.items()}
+    encoded = {split: encode_dialogues(found, tokenizer, max_tokens) for split, found in sides.items()}
+    rows = [side for found in sides.values() for side in found]
+    report = prove(folder, rows, list(encoded.values()), tokenizer, max_tokens)
+    return {split: join(found, encoded[split].examples) for split, found in pairs.items()}, summarize(report)
+
+
+def prove(
+    folder: WorkFolder,
+    rows: Sequence[Row],
+    encoded: Sequence[Encoded],
+    tokenizer: "PreTrainedTokenizerFast",
+    max_tokens: int,
+) -> MaskingReport:
+    """Write the reports ``masking`` and ``masked_records``, also on failure.
 
     Raises:
         JobFailed: some records can't be trained on; the message counts them by reason, and all are in the report.
     """
-    records = {split: read_records(p) for split in _SPLITS if (p := folder.records(split)).exists()}
-    encoded = {split: encode_records(found, tokenizer, max_tokens) for split, found in records.items()}
     everything = Encoded(
-        [example for found in encoded.values() for example in found.examples],
-        [refused for found in encoded.values() for refused in found.refused],
+        [e for found in encoded for e in found.examples], [r for found in encoded for r in found.refused]
     )
-    rows = [record for found in records.values() for record in found]
     report = masking_report(rows, everything, tokenizer, max_tokens)
     folder.write(folder.report("masking"), report)
     proof = MaskedRecords(records=list(masked_records(rows, everything.examples, tokenizer)))
     folder.write(folder.report("masked_records"), proof)
     if everything.refused:
         raise JobFailed(refusal_message(everything.refused))
-    return {split: found.examples for split, found in encoded.items()}, summarize(report)
+    return report
 
 
 def masked_records(
-    records: Sequence[Record], examples: Sequence[Example], tokenizer: "PreTrainedTokenizerFast"
+    records: Sequence[Row], examples: Sequence[Example], tokenizer: "PreTrainedTokenizerFast"
 ) -> Iterator[MaskedRecord]:
     """Each accepted record with its preview: the proof in full."""
     by_record = _by_record(examples)
@@ -125,7 +165,7 @@ def _by_record(examples: Sequence[Example]) -> dict[str, list[Example]]:
     return dict(found)
 
 
-def _split(records: Sequence[Record], examples: dict[str, list[Example]]) -> MaskedSplit:
+def _split(records: Sequence[Row], examples: dict[str, list[Example]]) -> MaskedSplit:
     found = [example for record in records for example in examples[record.record_id]]
     lengths = [len(example.token_ids) for example in found]
     return MaskedSplit(
@@ -141,7 +181,7 @@ def _split(records: Sequence[Record], examples: dict[str, list[Example]]) -> Mas
 
 
 def _shown(
-    records: Sequence[Record], examples: dict[str, list[Example]], tokenizer: "PreTrainedTokenizerFast"
+    records: Sequence[Row], examples: dict[str, list[Example]], tokenizer: "PreTrainedTokenizerFast"
 ) -> Iterator[ShownRecord]:
     """The longest, the shortest, then the first of each strategy and way."""
     if not records:
@@ -155,7 +195,7 @@ def _shown(
         yield ShownRecord(shown_as=shown_as, **masked.model_dump())
 
 
-def _masked(record: Record, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerFast") -> MaskedRecord:
+def _masked(record: Row, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerFast") -> MaskedRecord:
     return MaskedRecord(
         record_id=record.record_id,
         split=record.split,

@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from textmill.contracts.datasets import Split
 from textmill_trainer.loop import plain_model
+from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.objective import Objective
-from textmill_trainer.preference import (
-    Preference,
-    PreferenceWatch,
-    encode_pairs,
-    read_pairs,
-    reference_log_probs,
-)
+from textmill_trainer.preference import Preference, PreferenceWatch, reference_log_probs
 from textmill_trainer.pretrain import encode_texts, read_texts
 from textmill_trainer.sampling import Sampler
 from textmill_trainer.supervised import Supervised
@@ -34,9 +29,8 @@ def encode_source(run: "Run") -> None:
             encode_texts(read_texts(lines(split)), run.tokenizer, job.max_tokens) for split in _SPLITS
         )
         return
-    run.pairs, run.eval_pairs = (
-        encode_pairs(read_pairs(lines(split)), run.tokenizer, job.max_tokens, split) for split in _SPLITS
-    )
+    pairs, run.masking = encode_pairs_with_proof(run.folder, run.tokenizer, job.max_tokens)
+    run.pairs, run.eval_pairs = (pairs[split] for split in _SPLITS)
     run.examples, run.eval_examples = ([pair.chosen for pair in pairs] for pairs in (run.pairs, run.eval_pairs))
 
 

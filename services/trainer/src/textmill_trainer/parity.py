@@ -22,7 +22,7 @@ from textmill.contracts.training import Objective
 from textmill_trainer.batches import collate, microbatches
 from textmill_trainer.chat import Chat, Dialogue
 from textmill_trainer.loss import supervised_logits
-from textmill_trainer.preference import PairDialogue, read_pairs
+from textmill_trainer.pairs import PairDialogue, read_pairs
 from textmill_trainer.prepare import Example, read_records
 from textmill_trainer.workfolder import WorkFolder
 
@@ -114,7 +114,7 @@ def _of_pairs(folder: WorkFolder) -> Iterator[tuple[str, Dialogue, int]]:
         for pair in read_pairs(folder.lines(split)):
             yield (
                 pair.pair_id,
-                PairDialogue(pair.pair_id, pair.document_id or "", split, pair.messages),
+                PairDialogue(pair.pair_id, pair.document_id or "", split, pair.messages, way="prompt"),
                 len(pair.messages),
             )
 

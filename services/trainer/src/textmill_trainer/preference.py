@@ -9,53 +9,25 @@ optimizer.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from textmill.contracts.datasets import Message, Split, Tool
-from textmill.contracts.preferences import PreferenceFigures, PreferencePair, PreferenceReport
+from textmill.contracts.preferences import PreferenceFigures, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
 from textmill_trainer.batches import collate, cut
 from textmill_trainer.loop import plain_model
 from textmill_trainer.loss import supervised_losses
 from textmill_trainer.objective import ExampleLosses
 from textmill_trainer.observing import StepSeen
-from textmill_trainer.prepare import Example, encode_all
+from textmill_trainer.pairs import PairExample
 from textmill_trainer.workfolder import WorkFolder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True)
-class PairExample:
-    """One pair as tokens. Only the answers are supervised, each up to its end of turn."""
-
-    record_id: str
-    document_id: str
-    chosen: Example
-    rejected: Example
-
-
-@dataclass(frozen=True)
-class PairDialogue:
-    """What a pair has of a record: it has no passage and no evidence."""
-
-    record_id: str
-    document_id: str
-    split: Split
-    messages: Sequence[Message]
-    tools: Sequence[Tool] = ()
-
 
 LogProbs = Mapping[str, tuple[float, float]]
 """By pair: log-probability in nats of the chosen and of the rejected answer."""
@@ -94,26 +66,6 @@ def log_probs(
     both = [e.chosen for e in examples] + [e.rejected for e in examples]
     nats_2R = supervised_losses(model, collate(both).to(device))
     return -nats_2R[: len(examples)], -nats_2R[len(examples) :]
-
-
-def encode_pairs(
-    pairs: Iterable[PreferencePair], tokenizer: "PreTrainedTokenizerFast", max_tokens: int, split: Split
-) -> list[PairExample]:
-    """Through the chat template. Raises ``JobFailed`` for the first pair of which an answer can't be trained on."""
-    return [
-        PairExample(
-            pair.pair_id,
-            pair.document_id or "",
-            _answer(pair, pair.chosen, tokenizer, max_tokens, split),
-            _answer(pair, pair.rejected, tokenizer, max_tokens, split),
-        )
-        for pair in pairs
-    ]
-
-
-def read_pairs(path: Path) -> list[PreferencePair]:
-    with path.open("rb") as file:
-        return [PreferencePair.model_validate_json(line) for line in file if line.strip()]
 
 
 @torch.no_grad()
@@ -180,19 +132,3 @@ def _figures(step: int, split: str, margins: Sequence[float]) -> PreferenceFigur
 
 def _tokens(example: PairExample) -> int:
     return len(example.chosen.token_ids) + len(example.rejected.token_ids)
-
-
-def _answer(
-    pair: PreferencePair, answer: str, tokenizer: "PreTrainedTokenizerFast", max_tokens: int, split: Split
-) -> Example:
-    """The conversation with this answer, which alone is supervised: earlier turns are part of the prompt."""
-    said = (*pair.messages, Message(role="assistant", content=answer))
-    dialogue = PairDialogue(pair.pair_id, pair.document_id or "", split, said)
-    example = encode_all([dialogue], tokenizer, max_tokens)[-1]
-    supervised = list(example.supervised)
-    end = max(i for i, counts in enumerate(supervised) if counts)
-    start = end
-    while start > 0 and supervised[start - 1]:
-        start -= 1
-    only = (start <= i <= end for i in range(len(supervised)))
-    return replace(example, supervised=tuple(only))

@@ -43,8 +43,9 @@ from textmill_trainer.objective import Objective
 from textmill_trainer.objectives import encode_source, objective_of
 from textmill_trainer.observing import Observer, StepSeen
 from textmill_trainer.packing_choice import choose_packing
+from textmill_trainer.pairs import PairExample
 from textmill_trainer.parity import write_probe
-from textmill_trainer.preference import PairExample, Preference
+from textmill_trainer.preference import Preference
 from textmill_trainer.prepare import Example
 from textmill_trainer.replay import Weights
 from textmill_trainer.suspecting import leave_out, settle_suspects, watch_losses
