@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.ports import any_free
 
 from textmill.errors import Conflict, NotFound, Transient
 from textmill_cli.local import servers
@@ -23,9 +24,11 @@ SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 def test_ports_are_remembered_and_replaced_when_taken(tmp_path: Path) -> None:
-    file = tmp_path / "ports.json"
-    first = remembered(file, {"a": 0, "b": 0})
-    assert first["a"] != first["b"]
+    """Those that are remembered here no client's connection has in the meantime, as it may have one of the kernel's."""
+    fresh = remembered(tmp_path / "fresh.json", {"a": 0, "b": 0})
+    assert fresh["a"] != fresh["b"]
+    file, first = tmp_path / "ports.json", {"a": any_free(), "b": any_free()}
+    assert remembered(file, first) == first
     assert remembered(file, {"a": 0, "b": 0}) == first
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first["a"]))

@@ -28,7 +28,7 @@ PATIENT_SESSION_S = 6.0
 def bus(request: pytest.FixtureRequest) -> Iterator[JobBus]:
     made: JobBus = MemoryBus()
     if request.param == "kafka":
-        made = KafkaBus(request.getfixturevalue("kafka_servers"), SESSION_S)
+        made = KafkaBus(request.getfixturevalue("kafka_servers"), PATIENT_SESSION_S)
     yield made
     made.close()
 
@@ -156,7 +156,7 @@ def test_dead_letters_lie_on_the_dead_topic_with_their_reason(kafka_servers: str
     bus = KafkaBus(kafka_servers, SESSION_S)
     bus.bury(kind, b"\xffnot a job", "模型 said no")
     reader = KafkaConsumer(dead_topic(kind), bootstrap_servers=kafka_servers, auto_offset_reset="earliest")
-    records = [r for found in reader.poll(timeout_ms=10_000).values() for r in found]
+    records = [r for found in reader.poll(timeout_ms=60_000).values() for r in found]
     reader.close()
     bus.close()
     assert [(r.value, dict(r.headers)[REASON_HEADER].decode()) for r in records] == [(b"\xffnot a job", "模型 said no")]

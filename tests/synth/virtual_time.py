@@ -56,6 +56,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(work: Coroutine[Any, Any, T], seed: int = 0, thread_s: float = 0.02) -> T:
-    """Like ``asyncio.run``, on a ``VirtualLoop``."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed, thread_s)) as runner:
-        return runner.run(work)
+    """Like ``asyncio.run``, on a ``VirtualLoop``. The jitter that work draws from ``random`` follows from ``seed``."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed, thread_s)) as runner:
+            return runner.run(work)
+    finally:
+        random.setstate(state)

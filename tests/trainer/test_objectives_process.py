@@ -1,14 +1,13 @@
 """The real training process for each objective that isn't supervised, and with all weights trained; and resumed."""
 
 import shutil
-import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.trainer.test_sources import CORPUS, put_corpus
-from tests.trainer.test_train_process import wait_for
 from tests.trainer.test_worker import DATASET, context_of, put_dataset
 
 from textmill.contracts.jobs import TrainJob
@@ -24,6 +23,17 @@ from textmill_trainer.workfolder import EXIT_DONE, EXIT_INTERRUPTED, TrainSpec, 
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "rank": 4, "alpha": 8, "evaluations": 2}
+_STOPPED_IN_ITS_EIGHTH_STEP = """
+import os, runpy, signal
+from textmill_trainer import loop
+def seed(number, done, really=loop.seed_step):
+    if done == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+    really(number, done)
+loop.seed_step = seed
+runpy.run_module("textmill_trainer.train", run_name="__main__", alter_sys=True)
+"""
+"""The training process, which gets its SIGTERM there: however fast it is, that comes before its end."""
 
 
 def put_pairs(store: MemoryStore) -> str:
@@ -93,13 +103,11 @@ def test_preferences_resumed_are_the_run_that_was_not_stopped(tiny_base: Path, t
         spec = TrainSpec(job=job, base_model=str(tiny_base), max_padded_tokens=512, dequantized_budget_bytes=1 << 30)
         folder.write(folder.spec, spec)
         read_source(store, job).fetch(folder)
-        process = subprocess.Popen([*TRAIN_COMMAND, str(folder.root)])
         if name == "stopped":
-            wait_for(folder.metrics)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(120) == EXIT_INTERRUPTED
+            command = [sys.executable, "-c", _STOPPED_IN_ITS_EIGHTH_STEP, str(folder.root)]
+            assert subprocess.run(command, check=False).returncode == EXIT_INTERRUPTED
+            assert len(folder.metrics.read_bytes().splitlines()) == 8
             (folder.root / "references.json").unlink()
-            process = subprocess.Popen([*TRAIN_COMMAND, str(folder.root)])
-        assert process.wait(120) == EXIT_DONE
+        assert subprocess.run([*TRAIN_COMMAND, str(folder.root)], check=False).returncode == EXIT_DONE
         losses[name] = [line.split('"loss":')[1].split(",")[0] for line in folder.metrics.read_text().splitlines()]
     assert losses["whole"] == losses["stopped"]

@@ -59,7 +59,7 @@ def _handler(model: str) -> type[BaseHTTPRequestHandler]:
 
 def rendered(*urls: str) -> list[str]:
     registry = CollectorRegistry(auto_describe=True)
-    VllmMetrics(lambda: urls, timeout_s=1.0, registry=registry)
+    VllmMetrics(lambda: urls, timeout_s=60.0, registry=registry)
     return generate_latest(registry).decode().splitlines()
 
 

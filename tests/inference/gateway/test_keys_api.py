@@ -296,7 +296,8 @@ def test_the_command_line_makes_lists_shows_and_revokes(
     assert (view["group"], view["models"], view["weight"]) == ("team", ["law-*", "small"], 2.0)
     assert "team" in textmill("list").stdout
     service.ask(key)
-    assert "tokens per day: 9 of 5000 used" in textmill("show", view["key_id"]).stdout
+    used = "tokens per day: 9 of 5000 used"
+    waits(lambda: used in textmill("show", view["key_id"]).stdout, "the answer to be counted")
     assert json.loads(textmill("revoke", view["key_id"], "--json").stdout)["revoked_at"] is not None
     assert json.loads(textmill("list", "--json").stdout) == []
     assert len(json.loads(textmill("list", "--revoked", "--json").stdout)) == 1

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -179,7 +180,8 @@ def test_a_voter_sees_each_pair_once_and_blind(run, client, models):
     assert results["standings"][0]["pairs"][0]["wins"] == 12
 
 
-def test_sides_are_shuffled_over_pairs_and_over_voters(run, client):
+def test_sides_are_shuffled_over_pairs_and_over_voters(run, client, monkeypatch):
+    monkeypatch.setattr("textmill_inference.pairwise.job.secrets", SimpleNamespace(token_hex=lambda size: "5a" * size))
     manifest = run(job(prompts=tuple(f"q{n}" for n in range(40))))
     sides = {}
     for voter in ("Ann", "Bo"):

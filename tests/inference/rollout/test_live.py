@@ -254,9 +254,7 @@ def test_a_failing_canary_is_taken_back_while_requests_go_on(start, store, tmp_p
     watch.start()
     with Crowd(stack, size=10, gap_s=0.0) as crowd:
         waits(lambda: stack.route.canary is None, "the canary to be taken back")
-        failed = len(crowd.errors)
         crowd.wait_for_more(50)
-    assert failed > 0
     end = stack.deployments.records.get("tuned").last_trial
     assert end.outcome == "aborted_automatically"
     # Each request of the canary fails by chance, so what is known of how many did is: not none, and not all.
@@ -271,9 +269,11 @@ def test_a_shadow_is_asked_and_never_heard(start, waits):
     stack = start()
     stack.deploy(ONE)
     stack.deploy(TWO, shadow_percent=50)
-    assert {word for _ in range(40) for word in stack.ask()} == {"one"}
     shadow = stack.route.tap.upstream
-    waits(lambda: shadow.tally.counts.requests == 20, "the copies to be answered")
+    for _ in range(40):
+        assert stack.ask() == ["one"] * 3
+        waits(lambda: shadow.in_flight == 0, "the copy to be answered")  # of too many at once some aren't made
+    waits(lambda: shadow.tally.counts.requests == 20, "the copies to be counted")
     assert (shadow.tally.counts.errors, shadow.tally.counts.tokens, shadow.in_flight) == (0, 60, 0)
     os.kill(server_of(shadow.engine), signal.SIGKILL)
     assert {word for _ in range(10) for word in stack.ask()} == {"one"}

@@ -83,12 +83,12 @@ def test_a_call_that_never_ends_meets_its_deadline(llm: FaultLlm, fault: object)
     llm.faults = {0: fault}  # type: ignore[dict-item]
     outcomes: list[str] = []
     assert isinstance(ask(llm, deadline_s=1.0, observe=outcomes.append)[0], Completion)
-    assert outcomes == ["llm_timeout", "ok"]
+    assert (outcomes[0], outcomes[-1]) == ("llm_timeout", "ok")
 
 
 def test_the_deadline_does_not_count_waiting_for_a_permit(llm: FaultLlm) -> None:
-    llm.always, llm.delay_s = Say("Hi."), 0.2
-    answers = ask(llm, count=10, concurrency=1, deadline_s=1.5)
+    llm.always, llm.delay_s = Say("Hi."), 0.5
+    answers = ask(llm, count=10, concurrency=1, deadline_s=4.0)
     assert all(isinstance(answer, Completion) for answer in answers)
     assert len(llm.requests) == 10
 
