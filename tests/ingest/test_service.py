@@ -131,4 +131,4 @@ def test_memory_stays_bounded_whatever_the_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("goals hold")
     for reading in json.loads(out.read_text())["readings"]:
-        assert reading["rss_peak_mb"] - reading["rss_before_mb"] < 120
+        assert reading["rss_peak_mb"] - reading["rss_before_mb"] < 160
