@@ -74,12 +74,12 @@ def test_after_a_swap_a_crash_brings_up_the_new_model(tmp_path, engine, waits):
     assert reply(engine)["choices"][0]["text"] == "I am two"
 
 
-def test_another_geometry_restarts(tmp_path, engine):
+def test_another_geometry_restarts(tmp_path, engine, waits):
     one, two = model(tmp_path, "one"), model(tmp_path, "two", shape=2)
     engine.serve(one, NEVER)
     assert engine.serve(two, NEVER) == "restarted"
     assert reply(engine)["choices"][0]["text"] == "I am two"
-    assert not is_running(core_of(one))
+    waits(lambda: not is_running(core_of(one)), "the old core to be gone")
 
 
 def test_a_swap_that_the_engine_refuses_becomes_a_restart(tmp_path, engine):

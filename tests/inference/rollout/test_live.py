@@ -303,7 +303,7 @@ def test_a_restarted_service_has_its_canary_shadow_and_adapter_back(start, base,
     engines = {server_of(live.upstream.engine) for one in first.deployments.table.all() for _, live in one.versions()}
     assert len(engines) == 4
     first.deployments.stop()
-    assert not any(is_running(pid) for pid in engines)
+    waits(lambda: not any(is_running(pid) for pid in engines), "the engines to be gone")
     second = start()
     Restorer(second.deployments, base).run()
     assert second.ask() == ["two"] * 3
