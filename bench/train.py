@@ -185,10 +185,10 @@ def kills(findings: Findings, options: argparse.Namespace) -> None:
 
 def gates(findings: Findings, options: argparse.Namespace) -> None:
     """From the report of a demo that ran here before."""
-    if not options.report.exists():
-        findings.note("gates", measured=f"no: {options.report} isn't there; run 'make demo' first")
+    report = json.loads(options.report.read_text()) if options.report.exists() else {}
+    if not {"training", "parity", "forecast"} <= report.keys():
+        findings.note("gates", measured=f"no: {options.report} isn't a whole demo's report; run 'make demo' first")
         return
-    report = json.loads(options.report.read_text())
     merge, parity, forecast = report["training"]["merge"], report["parity"], report["forecast"]
     findings.note("gates", merge=merge, parity=parity, forecast=forecast)
     kl, top1 = merge["mean_kl"], parity["top1_agreement"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tests.trainer.conftest import make_record, make_records, write_records
 from tests.trainer.test_merge import CPU
+from tests.trainer.test_preference import encode_pairs
 
 from textmill.contracts.datasets import Message
 from textmill.contracts.gates import PARITY_FILE, ParityProbe
 from textmill.contracts.preferences import PreferencePair
 from textmill_trainer.model import load_16bit
-from textmill_trainer.pairs import encode_pairs
 from textmill_trainer.parity import ANSWER_TOKENS, CONVERSATIONS, MAX_TOKENS, answer_start, choose, write_probe
 from textmill_trainer.prepare import Example, encode_all
 from textmill_trainer.workfolder import WorkFolder
@@ -74,7 +74,7 @@ def test_preferences_are_asked_for_the_chosen_answer(model: Any, tokenizer: Any,
     )
     for split, lines in (("train", pair.to_json()), ("eval", b"")):
         folder.lines(split).write_bytes(lines)
-    chosen = encode_pairs([pair], tokenizer, 100, "train")[0].chosen
+    chosen = encode_pairs([pair], tokenizer)[0].chosen
     probe = write_probe(model, tokenizer, folder, "dpo", [chosen])
     assert probe is not None
     assert [m["content"] for m in probe.conversations[0].messages] == ["Yes or no?"]

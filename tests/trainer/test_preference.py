@@ -3,6 +3,7 @@
 # ruff: noqa: N806 (tensor names carry their axes)
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from textmill_trainer.loop import plain_model, train
 from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.metrics import parse_metrics
 from textmill_trainer.model import LoraSettings, load_model
-from textmill_trainer.pairs import PairExample, encode_pairs
+from textmill_trainer.pairs import PairExample, dialogues, encode_dialogues, join
 from textmill_trainer.preference import Preference, PreferenceWatch, reference_log_probs
 from textmill_trainer.workfolder import WorkFolder
 
@@ -38,9 +39,19 @@ PAIRS = [
 ]
 
 
+def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: Any) -> list[PairExample]:
+    return join(pairs, encode_dialogues(dialogues(pairs, "train"), tokenizer, 128).examples)
+
+
+def put_pairs(folder: WorkFolder, pairs: Sequence[PreferencePair]) -> WorkFolder:
+    folder.lines("train").write_bytes(b"\n".join(pair.to_json() for pair in pairs))
+    folder.lines("eval").write_bytes(b"")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def examples(tokenizer: Any) -> list[PairExample]:
-    return encode_pairs(PAIRS, tokenizer, 128, "train")
+    return encode_pairs(PAIRS, tokenizer)
 
 
 def test_only_the_answer_and_its_end_are_supervised(tokenizer: Any) -> None:
@@ -50,25 +61,23 @@ def test_only_the_answer_and_its_end_are_supervised(tokenizer: Any) -> None:
         Message(role="user", content="And now?"),
     )
     pair = PreferencePair(pair_id="p", messages=said, chosen="Go on.", rejected="No.")
-    [example] = encode_pairs([pair], tokenizer, 128, "train")
+    [example] = encode_pairs([pair], tokenizer)
     for answer, side in (("Go on.", example.chosen), ("No.", example.rejected)):
         kept = [i for i, counts in zip(side.token_ids, side.supervised, strict=True) if counts]
         assert tokenizer.decode(kept) == f"{answer}<|im_end|>"
 
 
-def test_a_pair_that_is_too_long_is_refused(tokenizer: Any) -> None:
+def test_a_pair_that_is_too_long_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match="max_tokens is 20"):
-        encode_pairs(PAIRS, tokenizer, 20, "train")
+        encode_pairs_with_proof(put_pairs(WorkFolder(tmp_path), PAIRS), tokenizer, 20)
 
 
 def test_the_proof_shows_both_sides_and_names_the_one_that_is_refused(tokenizer: Any, tmp_path: Path) -> None:
-    folder = WorkFolder(tmp_path)
     said = (Message(role="user", content="Hi?"), Message(role="assistant", content="Yes."), PAIRS[0].messages[0])
     pairs = [PAIRS[0].model_copy(update={"messages": said}), PAIRS[1]]
-    folder.lines("train").write_bytes(b"\n".join(pair.to_json() for pair in pairs))
-    folder.lines("eval").write_bytes(b"")
+    folder = put_pairs(WorkFolder(tmp_path), pairs)
     found, summary = encode_pairs_with_proof(folder, tokenizer, 128)
-    assert found["train"] == encode_pairs(pairs, tokenizer, 128, "train")
+    assert found["train"] == encode_pairs(pairs, tokenizer)
     assert found["eval"] == []
     assert summary is not None
     assert summary.records == 4
@@ -80,9 +89,8 @@ def test_the_proof_shows_both_sides_and_names_the_one_that_is_refused(tokenizer:
     assert "⟦I'd rather not say what it is.<|im_end|>⟧" in second.preview
 
     long = PAIRS[1].model_copy(update={"rejected": "word " * 99})
-    folder.lines("train").write_bytes(long.to_json())
     with pytest.raises(JobFailed, match=rf"1 record can't be trained on.*too_long 1: {long.pair_id}/rejected"):
-        encode_pairs_with_proof(folder, tokenizer, 64)
+        encode_pairs_with_proof(put_pairs(folder, [long]), tokenizer, 64)
     report = MaskingReport.model_validate_json(folder.report("masking").read_bytes())
     assert report.refused_by_reason == {"too_long": 1}
 

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from textmill.contracts.datasets import Message, Split, Tool
 from textmill.contracts.preferences import PreferencePair
-from textmill.errors import JobFailed
 from textmill_trainer.prepare import Encoded, Example, encode_records
-from textmill_trainer.refusals import refusal_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +62,7 @@ def encode_dialogues(sides: Iterable[PairDialogue], tokenizer: "PreTrainedTokeni
 
 
 def join(pairs: Iterable[PreferencePair], examples: Iterable[Example]) -> list[PairExample]:
-    """The pairs of which both sides were encoded; an example has its pair's id from here on."""
+    """All sides must be among the examples, which have their pair's id from here on."""
     sides: Mapping[str, Example] = {example.record_id: example for example in examples}
 
     def side(pair: PreferencePair, way: str) -> Example:
@@ -74,16 +72,6 @@ def join(pairs: Iterable[PreferencePair], examples: Iterable[Example]) -> list[P
         PairExample(pair.pair_id, pair.document_id or "", side(pair, "chosen"), side(pair, "rejected"))
         for pair in pairs
     ]
-
-
-def encode_pairs(
-    pairs: Sequence[PreferencePair], tokenizer: "PreTrainedTokenizerFast", max_tokens: int, split: Split
-) -> list[PairExample]:
-    """Raises ``JobFailed`` if an answer can't be trained on; the message counts them by reason."""
-    encoded = encode_dialogues(dialogues(pairs, split), tokenizer, max_tokens)
-    if encoded.refused:
-        raise JobFailed(refusal_message(encoded.refused))
-    return join(pairs, encoded.examples)
 
 
 def _only_last_answer(example: Example) -> Example:
