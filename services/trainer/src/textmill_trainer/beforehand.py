@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _STEPS_LOOKED_AT = 256
 _LEAST_FOR_TYPICAL = 16
-"""In shorter runs two more probed steps would cost too large a share."""
+"""In shorter runs more probed steps would cost too large a share."""
+_REPEATED = 3
+"""In young processes of a busy machine single warm steps were seen to take three times as long as the run's."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _load(run: "Run", chosen: Chosen, setup: Setup) -> Load:
 
 
 def _probe(run: "Run", chosen: Chosen, plan: Plan) -> tuple[Setup, list[MeasuredStep]]:
-    """The longest batch of the first steps, after a short one that wakes the libraries; twice a middling one."""
+    """The longest batch of the first steps, after a short one that wakes the libraries; a middling one, repeated."""
     batches = [
         [run.learned[i] for i in plan.at(step).records] for step in range(min(plan.total_steps, _STEPS_LOOKED_AT))
     ]
@@ -159,7 +161,7 @@ def _probe(run: "Run", chosen: Chosen, plan: Plan) -> tuple[Setup, list[Measured
         raise JobFailed(refusal(chosen.geometry, _load(run, chosen, setups[-1]), available_bytes(run.device) or 0))
     measured = [fitted[1]]
     if plan.total_steps >= _LEAST_FOR_TYPICAL:
-        measured.append(measure(probing, batches[len(batches) // 2], fitted[0], again=True))
+        measured.append(measure(probing, batches[len(batches) // 2], fitted[0], again=_REPEATED))
     return fitted[0], measured
 
 
