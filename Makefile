@@ -24,13 +24,13 @@ $(VENV)/.ready: requirements/local.txt $(PACKAGES:%=%/pyproject.toml)
 demo: setup  ## the main job from nothing to a report, then everything is shut down
 	$(BIN)/textmill demo
 
-# Side by side what shares nothing; then, alone on the machine, what runs a whole installation, and then containers, which
-# are skipped where neither docker nor podman runs. Of some four thousand tests beside each other one may still lose a race
+# Side by side what shares nothing; then containers, which are skipped where neither docker nor podman runs; and then,
+# alone on the machine, what runs a whole installation. Of some four thousand tests beside each other one may still lose a race
 # on a machine that we haven't seen: it gets one more try and is listed as RERUN, which means that it has to be mended.
 test: setup  ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) --reruns 1 -raR --ignore=tests/e2e --ignore=tests/faults -m "not containers"
-	$(BIN)/python -m pytest tests/e2e tests/faults
 	$(BIN)/python -m pytest -m containers tests/containers
+	$(BIN)/python -m pytest tests/e2e tests/faults
 
 test-fast: setup  ## the tests that need no model
 	$(BIN)/python -m pytest -m "not slow and not containers"

@@ -14,12 +14,13 @@ from textmill.contracts.trainforecast import Setup
 from textmill.contracts.training import TrainOptions
 from textmill.errors import JobFailed
 from textmill_trainer import loss, memory, packing
-from textmill_trainer.batches import Batch
+from textmill_trainer.batches import collate
 from textmill_trainer.fit import Rows, available_memory, find_setup, ladder
 from textmill_trainer.geometry import Geometry, of_config, read_geometry
 from textmill_trainer.loop import make_optimizer, plain_model
 from textmill_trainer.memory import Load, activation_bytes, peak, total, trained, weight_bytes
 from textmill_trainer.model import LoraSettings, linear4bits, load_model
+from textmill_trainer.prepare import Example
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -95,12 +96,12 @@ def kept_for_backward(model: Any, rows: int, length: int, scored: int) -> int:
         alive.add(held)
         return held
 
-    token_ids = torch.randint(3, 512, (rows, length))
-    supervised = torch.zeros(rows, length, dtype=torch.bool)
-    supervised[:, -scored:] = True
+    supervised = (False,) * (length + 1 - scored) + (True,) * scored
+    ids_of_rows = torch.randint(3, 512, (rows, length + 1)).tolist()
+    batch = collate([Example(f"rec_{row}", "doc", tuple(ids), supervised) for row, ids in enumerate(ids_of_rows)])
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda held: held.tensor):
-        held_loss = loss.supervised_losses(plain_model(model), Batch(token_ids, supervised)).sum()
+        held_loss = loss.supervised_losses(plain_model(model), batch).sum()
     storages = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in alive}
     held_loss.backward()  # type: ignore[no-untyped-call]
     return sum(size for pointer, size in storages.items() if pointer not in own)

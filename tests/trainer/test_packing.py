@@ -4,6 +4,7 @@
 
 import random
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,24 @@ def example(length: int) -> Example:
 
 
 EXAMPLES = [example(n) for n in (5, 17, 1 + 8, 30, 2, 12)]
+BEGINNING = example(14).token_ids
+
+
+def begun_alike(length: int, shared: int) -> Example:
+    """The first ``shared`` tokens are those of all such examples."""
+    own = example(length)
+    return Example(f"rec_{length}_{shared}", "doc_1", BEGINNING[:shared] + own.token_ids[shared:], own.supervised)
+
+
+SHARING = [
+    begun_alike(17, 10),
+    begun_alike(9, 9),
+    begun_alike(17, 3),
+    begun_alike(30, 14),
+    begun_alike(17, 10),
+    *EXAMPLES,
+]
+"""A tree of beginnings, with an example that is within another and one that is there twice."""
 
 
 def fresh(family: str, **options: Any) -> Any:
@@ -64,17 +83,21 @@ def gradients(model: Any, losses_R: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("kernels", [None, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_is_unpacked(family: str, kernels: SDPBackend | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_packed_is_unpacked(
+    share: bool, family: str, kernels: SDPBackend | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kernels is SDPBackend.FLASH_ATTENTION:
         monkeypatch.setattr("textmill_trainer.packing.SHORT_TOKENS", 0)  # torch's own choice, as for long records
     model = fresh(family)
-    alone_NV = torch.cat([supervised_logits(model, collate([e])) for e in EXAMPLES])
-    alone_R = torch.cat([supervised_losses(model, collate([e])) for e in EXAMPLES])
+    alone_NV = torch.cat([supervised_logits(model, collate([e])) for e in SHARING])
+    alone_R = torch.cat([supervised_losses(model, collate([e])) for e in SHARING])
     alone = gradients(model, alone_R)
     assert install(model)
     with sdpa_kernel(SDPBackend.MATH) if kernels is SDPBackend.MATH else sdpa_kernel(list(_EVERY)):
-        packed_NV = supervised_logits(model, pack(EXAMPLES))
-        packed_R = supervised_losses(model, pack(EXAMPLES))
+        row = pack(SHARING, share=share)
+        packed_NV = supervised_logits(model, row)
+        packed_R = supervised_losses(model, row)
         packed = gradients(model, packed_R)
     assert (alone_NV - packed_NV).abs().max() < 1e-5 * max(1.0, alone_NV.abs().max().item())
     assert torch.allclose(alone_R, packed_R, rtol=1e-5, atol=1e-5)
@@ -89,7 +112,7 @@ _EVERY = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTE
 def test_a_leak_would_be_seen(family: str) -> None:
     model = fresh(family)
     assert install(model)
-    found = measure_isolation(model, EXAMPLES, CPU)
+    found = measure_isolation(model, SHARING, CPU, share=True)
     assert found.difference < 1e-5
     assert found.leak > 100 * found.difference
     assert found.holds
@@ -109,22 +132,31 @@ def test_recomputed_layers_keep_records_apart() -> None:
     """Checkpointed layers run again in the backward pass, long after the forward's context is gone."""
     model = fresh("llama")
     install(model)
-    plain = gradients(model, supervised_losses(model, pack(EXAMPLES)))
+    plain = gradients(model, supervised_losses(model, pack(SHARING, share=True)))
     model.train()
     checkpoint_activations(model, True)
-    again = gradients(model, supervised_losses(model, pack(EXAMPLES)))
+    again = gradients(model, supervised_losses(model, pack(SHARING, share=True)))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, again, strict=True))
 
 
 def test_a_packed_row_keeps_each_records_place() -> None:
-    batch = pack([example(3), example(2)])
-    assert batch.segments is not None
-    assert batch.segments.positions_BT.tolist() == [[0, 1, 2, 0, 1]]
-    assert batch.segments.records_BT.tolist() == [[0, 0, 0, 1, 1]]
-    assert batch.segments.bounds_R1.tolist() == [0, 3, 5]
+    batch = pack([example(4), example(3)])
+    assert batch.rows is not None
+    assert batch.rows.positions_BT.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.rows.bounds_R1.tolist() == [0, 3, 5]
     assert (batch.records, batch.longest) == (2, 3)
-    assert batch.supervised_BT.tolist() == [[False, True, True, False, True]]
-    assert not pack([Example("r", "d", (5, 6), (True, True))]).supervised_BT[0, 0]
+    assert batch.records_N.tolist() == [0, 0, 1, 1]
+    assert batch.places_N.tolist() == [1, 2, 3, 4]
+    assert pack([Example("r", "d", (5, 6), (True, True))]).targets_N.tolist() == [6], "the first follows from nothing"
+
+
+def test_what_records_share_is_computed_once() -> None:
+    asked_twice = [Example(f"rec_{n}", "doc", (7, 8, 9, n, 5), (False, False, False, True, True)) for n in (1, 2)]
+    batch = pack(asked_twice, share=True)
+    assert batch.token_ids_BT.tolist() == [[7, 8, 9, 1, 2]]
+    assert batch.places_N.tolist() == [2, 3, 2, 4]
+    assert batch.targets_N.tolist() == [1, 5, 2, 5]
+    assert pack(asked_twice).token_ids_BT.tolist() == [[7, 8, 9, 1, 7, 8, 9, 2]]
 
 
 def test_packed_parts_hold_real_tokens_up_to_the_bound() -> None:
@@ -139,23 +171,36 @@ def test_packed_parts_hold_real_tokens_up_to_the_bound() -> None:
 @pytest.mark.parametrize(
     ("wanted", "lengths", "packed", "why"),
     [
-        ("auto", (4, 40, 7, 33), True, "would be padding"),
-        ("auto", (20, 20, 20, 20), False, "only 0.0%"),
-        ("on", (20, 20, 20, 20), True, "would be padding"),
+        ("auto", (4, 40, 7, 33), True, "would be padding, or beginnings in common"),
+        ("auto", (40, 41, 42, 43), False, "only 1.8%"),
+        ("on", (40, 41, 42, 43), True, "1.8% of positions would be padding"),
         ("off", (4, 40, 7, 33), False, "as asked for"),
     ],
 )
 def test_packing_where_it_pays(wanted: Any, lengths: tuple[int, ...], packed: bool, why: str) -> None:
     model = fresh("llama")
-    report = choose_packing(wanted, model, [example(n) for n in lengths], SETTINGS)
+    report = choose_packing(wanted, model, [example(n) for n in lengths], SETTINGS, share=True)
     assert (report.packed, why in report.reason) == (packed, True), report
     assert (model.config._attn_implementation == ATTENTION) == packed
+    assert report.shared == packed
     assert report.microbatches_packed <= report.microbatches_padded
+
+
+def test_beginnings_in_common_are_worth_packing_unless_there_is_dropout() -> None:
+    examples = [begun_alike(length, 14) for length in (20, 20, 20, 21)]
+    examples = [replace(e, token_ids=(*e.token_ids[:14], n, *e.token_ids[15:])) for n, e in enumerate(examples)]
+    report = choose_packing("auto", fresh("llama"), examples, SETTINGS, share=True)
+    assert (report.packed, report.shared) == (True, True)
+    assert report.spared_share == pytest.approx(1 - (14 + 5 + 5 + 5 + 6) / 80)
+    assert report.padding_share == pytest.approx(1 - 77 / 80)
+    report = choose_packing("on", fresh("llama"), examples, SETTINGS, share=False)
+    assert (report.packed, report.shared) == (True, False)
+    assert report.spared_share == pytest.approx(1 - 77 / 80)
 
 
 def test_an_architecture_that_cannot_be_packed_is_padded() -> None:
     model = fresh("llama", attn_implementation="eager")
-    report = choose_packing("on", model, EXAMPLES, SETTINGS)
+    report = choose_packing("on", model, EXAMPLES, SETTINGS, share=True)
     assert not report.packed
     assert "can't be packed" in report.reason
 
@@ -163,11 +208,11 @@ def test_an_architecture_that_cannot_be_packed_is_padded() -> None:
 def test_attention_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an architecture does that keeps what it is told about packed rows from its attention."""
 
-    def deaf(*args: Any, cu_seq_lens_q: Any = None, **options: Any) -> Any:
+    def deaf(*args: Any, rows: Any = None, **options: Any) -> Any:
         return sdpa_attention_forward(*args, **options)
 
     monkeypatch.setattr("textmill_trainer.packing.attention", deaf)
-    report = choose_packing("on", fresh("llama"), EXAMPLES, SETTINGS)
+    report = choose_packing("on", fresh("llama"), EXAMPLES, SETTINGS, share=True)
     assert not report.packed
     assert "they see each other" in report.reason
 
@@ -175,15 +220,16 @@ def test_attention_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "glm"])
-def test_flash_attention_keeps_records_apart(family: str) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_flash_attention_keeps_records_apart(share: bool, family: str) -> None:
     """In bf16, on torch's flash attention for varying lengths."""
     model = fresh(family).to("cuda", torch.bfloat16)
     assert install(model)
-    found = measure_isolation(model, EXAMPLES, torch.device("cuda"))
+    found = measure_isolation(model, SHARING, torch.device("cuda"), share=share)
     assert found.holds
     assert found.difference < 0.03
-    packed_R = supervised_losses(model, pack(EXAMPLES).to(torch.device("cuda")))
-    padded_R = supervised_losses(model, collate(EXAMPLES).to(torch.device("cuda")))
+    packed_R = supervised_losses(model, pack(SHARING, share=share).to(torch.device("cuda")))
+    padded_R = supervised_losses(model, collate(SHARING).to(torch.device("cuda")))
     packed, padded = gradients(model, packed_R), gradients(model, padded_R)
     for a, b in zip(packed, padded, strict=True):
         assert torch.nn.functional.cosine_similarity(a.flatten().float(), b.flatten().float(), dim=0) > 0.99

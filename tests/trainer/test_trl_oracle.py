@@ -127,7 +127,14 @@ def test_fifty_steps_have_the_losses_of_trl(
     ours, theirs = fresh(llama3, method), fresh(llama3, method)
     assert not packed or install(plain_model(ours))
     order = Order()
-    train(ours, Supervised(packed), examples, replace(SETTINGS, packed=packed), tmp_path / "ours", observers=[order])
+    train(
+        ours,
+        Supervised(packed, shared=packed),
+        examples,
+        replace(SETTINGS, packed=packed),
+        tmp_path / "ours",
+        observers=[order],
+    )
     by_id = {example.record_id: example for example in examples}
     batches = [[by_id[record_id] for record_id in step] for step in order.steps]
     assert [len(batch) for batch in batches] == [BATCH] * STEPS

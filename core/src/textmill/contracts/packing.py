@@ -5,7 +5,9 @@ from textmill.contracts.base import StoredContract
 
 class PackingReport(StoredContract):
     """``padding_share`` is the share of positions that would be padding if records were padded; packed there are none.
-    ``rows`` and ``microbatches`` are those of an epoch; packed, a microbatch is one row.
+    ``spared_share`` is the share of those positions that a packed row doesn't have: padding, and with ``shared`` the
+    beginnings that records of a row have in common, which are in it once. ``rows`` and ``microbatches`` are those of
+    an epoch; packed, a microbatch is one row.
 
     ``difference`` is how far logits of packed records are from those of the same records alone, relative to their
     size, and ``leak`` how far they would be if the records saw each other; both measured on this model before step 1.
@@ -17,6 +19,8 @@ class PackingReport(StoredContract):
     records: int
     tokens: int
     padding_share: float
+    shared: bool = False
+    spared_share: float | None = None
     rows_padded: int
     microbatches_padded: int
     microbatches_packed: int

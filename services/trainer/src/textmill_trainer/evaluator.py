@@ -194,9 +194,8 @@ def recite(core: PreTrainedModel, examples: Sequence[Example]) -> list[Measured]
     for part in cut(range(len(examples)), lambda i: len(examples[i].token_ids), PADDED_TOKENS):
         batch = collate([examples[i] for i in part]).to(core.device)
         logits_NV = supervised_logits(core, batch)
-        targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
-        losses_N = cross_entropy(logits_NV, targets_N, reduction="none")
-        likeliest_N = logits_NV.argmax(-1) == targets_N
+        losses_N = cross_entropy(logits_NV, batch.targets_N, reduction="none")
+        likeliest_N = logits_NV.argmax(-1) == batch.targets_N
         sizes = [sum(examples[i].supervised[1:]) for i in part]
         rows = zip(part, torch.split(losses_N, sizes), torch.split(likeliest_N, sizes), strict=True)
         found.update({i: Measured(loss.sum().item(), len(loss), int(top.sum())) for i, loss, top in rows})

@@ -104,7 +104,7 @@ class Trained:
         self._batches = batches
         # As the head gave them: its bf16 is bf16 here, too.
         self._logits = [logits_NV.to(model.dtype) for logits_NV in _logits(model, batches)]
-        self.records = sum(len(batch.token_ids_BT) for batch in batches)
+        self.records = sum(batch.records for batch in batches)
         self.tokens = sum(len(logits_NV) for logits_NV in self._logits)
         self.nll = sum(_nll_sum(lo, ba) for lo, ba in zip(self._logits, batches, strict=True)) / self.tokens
         if not math.isfinite(self.nll):
@@ -210,8 +210,7 @@ def _logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Iterator[torch.
 
 
 def _nll_sum(logits_NV: torch.Tensor, batch: Batch) -> float:
-    targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
-    chunks = zip(torch.split(logits_NV, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
+    chunks = zip(torch.split(logits_NV, CHUNK_POSITIONS), torch.split(batch.targets_N, CHUNK_POSITIONS), strict=True)
     return sum(cross_entropy(lo.float(), ta, reduction="sum").item() for lo, ta in chunks)
 
 

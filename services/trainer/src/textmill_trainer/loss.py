@@ -25,9 +25,8 @@ _SHAPED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 def supervised_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood in nats, summed over the supervised tokens of each record; (R,) with a graph."""
-    targets_N = batch.token_ids_BT[:, 1:][batch.supervised_BT[:, 1:]]
-    losses_N = _supervised_losses(model, batch, targets_N)
-    return torch.zeros(batch.records, device=losses_N.device).index_add(0, batch.supervised_records(), losses_N)
+    losses_N = _supervised_losses(model, batch, batch.targets_N)
+    return torch.zeros(batch.records, device=losses_N.device).index_add(0, batch.records_N, losses_N)
 
 
 def _supervised_losses(model: PreTrainedModel, batch: Batch, targets_N: torch.Tensor) -> torch.Tensor:
@@ -46,7 +45,7 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     if _shapes_logits(model):
         with packed_row(batch) as options:
             logits_BTV: torch.Tensor = model(input_ids=batch.token_ids_BT, use_cache=False, **options).logits
-        return logits_BTV[:, :-1][batch.supervised_BT[:, 1:]].float()
+        return logits_BTV.flatten(0, 1).index_select(0, batch.places_N).float()
     logits_NV: torch.Tensor = _head(model)(_supervised_hidden(model, batch))
     return logits_NV.float()
 
@@ -59,7 +58,7 @@ def _supervised_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     decoder = getattr(model, model.base_model_prefix)
     with packed_row(batch) as options:
         hidden_BTD: torch.Tensor = decoder(input_ids=batch.token_ids_BT, use_cache=False, **options).last_hidden_state
-    return hidden_BTD[:, :-1][batch.supervised_BT[:, 1:]]
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.places_N)
 
 
 def _chunk_losses(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

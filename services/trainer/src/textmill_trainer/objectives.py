@@ -47,4 +47,4 @@ def objective_of(run: "Run") -> tuple[Objective[Any], Sequence[Any]]:
     if job.objective == "pretrain" and job.sample_prompts:
         sampler = Sampler(plain_model(run.model), run.tokenizer, job.sample_prompts, run.folder, job.seed)
         run.observers.append(sampler)
-    return Supervised(run.settings.packed), run.examples
+    return Supervised(run.packing.packed, run.packing.shared), run.examples

@@ -1,9 +1,10 @@
 """The attention that training uses: transformers' SDPA, but quick on short CPU rows and able to keep records apart.
 
-A packed row holds several records back to back. Their positions restart, and each may attend to itself alone. On CUDA
-in 16 bits that is one call of torch's flash attention for sequences of varying length. Elsewhere the records are
-spread over padded rows inside the attention only, where padding is cheap, while all linear layers, which are nine
-tenths of the work, see none: a mask over the whole row would cost its length squared.
+A packed row holds several records, whose positions restart, and each may attend to itself alone. Attention lays them
+out once more, each by itself: on CUDA in 16 bits one behind the other, for one call of torch's flash attention for
+sequences of varying length; elsewhere as padded rows. Padding is cheap there, and so is a beginning that records share
+and each has again; the linear layers, which are nine tenths of the work, see neither. A mask over the whole row would
+cost its length squared.
 """
 
 # ruff: noqa: N803, N806 (tensor names carry their axes: B rows, K key heads, G queries' heads a key head, T, D)
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from textmill_trainer.batches import Batch
+from textmill_trainer.batches import Batch, Places, Rows
 
 ATTENTION = "textmill"
 SHORT_TOKENS = 512
@@ -48,27 +49,33 @@ def attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    rows: Rows | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls an attention function; returns (B, T, H, D). ``cu_seq_lens_q`` says that it is packed."""
-    if cu_seq_lens_q is None or max_length_q is None:
+    """As transformers calls an attention function; returns (B, T, H, D). ``rows`` says that it is packed."""
+    if rows is None:
         return _rows_attend(module, query_1HTD, key_1HTD, value_1HTD, attention_mask, dropout, scaling, **options)
-    window = sliding_window if sliding_window and sliding_window < max_length_q else None
-    if query_1HTD.is_cuda and query_1HTD.dtype in _HALF and not dropout:
-        query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query_1HTD, key_1HTD, value_1HTD))
-        out_THD = varlen_attn(
-            query_THD, key_THD, value_THD, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-            window_size=(window - 1 if window else -1, 0), enable_gqa=query_THD.shape[1] != key_THD.shape[1],
+    window = sliding_window if sliding_window and sliding_window < rows.longest else None
+    flash = query_1HTD.is_cuda and query_1HTD.dtype in _HALF and not dropout
+    places = rows.joined if flash else rows.padded
+    query, key, value = (_lay(t, places) for t in (query_1HTD, key_1HTD, value_1HTD))
+    if flash:
+        out_SHD = varlen_attn(
+            query, key, value, rows.bounds_R1, rows.bounds_R1, rows.longest, rows.longest, scale=scaling,
+            window_size=(window - 1 if window else -1, 0), enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
-        return cast(torch.Tensor, out_THD)[None], None
-    spread, kept = _spread(cu_seq_lens_q, max_length_q)
-    query, key, value = (_rows(t, spread, max_length_q) for t in (query_1HTD, key_1HTD, value_1HTD))
-    mask = _band(max_length_q, window, query.device) if window else None
-    out_RLHD, _ = _rows_attend(module, query, key, value, mask, dropout, scaling)
-    return out_RLHD.flatten(0, 1).index_select(0, kept)[None], None
+    else:
+        query, key, value = (t.view(-1, rows.longest, *t.shape[1:]).transpose(1, 2) for t in (query, key, value))
+        mask = _band(rows.longest, window, query.device) if window else None
+        out_RLHD, _ = _rows_attend(module, query, key, value, mask, dropout, scaling)
+        out_SHD = out_RLHD.flatten(0, 1)
+    return cast(torch.Tensor, out_SHD).index_select(0, places.homes_T)[None], None
+
+
+def _lay(packed_1HTD: torch.Tensor, places: Places) -> torch.Tensor:
+    """(1, H, T, D) to (S, H, D). Gradients of a token's places are summed in fp32."""
+    return packed_1HTD[0].transpose(0, 1).float().index_select(0, places.tokens_S).to(packed_1HTD.dtype)
 
 
 def _rows_attend(
@@ -109,22 +116,6 @@ def _later(length: int, times: int) -> torch.Tensor:
     return torch.full((length, length), float("-inf")).triu_(1).repeat(times, 1)
 
 
-def _spread(bounds_R1: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indexes of tokens for R padded rows, (R * L,), and of those rows' real places for each token, (T,)."""
-    starts_R, lengths_R = bounds_R1[:-1].long(), bounds_R1.diff().long()
-    offsets_L = torch.arange(longest, device=bounds_R1.device)
-    real_RL = offsets_L < lengths_R[:, None]
-    # Padding repeats the record's first token: causal, so that no real token sees it.
-    tokens_RL = starts_R[:, None] + offsets_L * real_RL
-    return tokens_RL.flatten(), real_RL.flatten().nonzero()[:, 0]
-
-
-def _rows(packed_1HTD: torch.Tensor, spread: torch.Tensor, longest: int) -> torch.Tensor:
-    """(1, H, T, D) to (R, H, L, D)."""
-    _, heads, _, size = packed_1HTD.shape
-    return packed_1HTD[0].index_select(1, spread).view(heads, -1, longest, size).transpose(0, 1)
-
-
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     """Causal, and no further back than the window, (1, 1, L, L)."""
     at_L = torch.arange(length, device=device)
@@ -135,19 +126,12 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
 @contextmanager
 def packed_row(batch: Batch) -> Iterator[dict[str, Any]]:
     """Around the forward of a batch: what the model is to be called with, beside its tokens."""
-    if batch.segments is None:
+    if batch.rows is None:
         yield {}
         return
-    segments = batch.segments
     token = _packed_now.set(True)
     try:
-        yield {
-            "position_ids": segments.positions_BT,
-            "cu_seq_lens_q": segments.bounds_R1,
-            "cu_seq_lens_k": segments.bounds_R1,
-            "max_length_q": segments.longest,
-            "max_length_k": segments.longest,
-        }
+        yield {"position_ids": batch.rows.positions_BT, "rows": batch.rows}
     finally:
         _packed_now.reset(token)
 

@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from textmill.contracts.packing import PackingReport
-from textmill_trainer.batches import Batch, collate, cut, pack
+from textmill_trainer.batches import Batch, Rows, collate, cut, given, pack
 from textmill_trainer.loop import LoopSettings, plan_steps
 from textmill_trainer.loss import supervised_logits
 from textmill_trainer.packing import install
 from textmill_trainer.prepare import Example, dataset_digest
 
-MIN_PADDING_SHARE = 0.05
+MIN_SPARED_SHARE = 0.05
 """On the CPU attention spreads packed records over padded rows and back; below this share that costs what it spares."""
 _COMPARED = 6
 _PART_OF_LEAK = 0.25
@@ -42,34 +42,39 @@ def choose_packing(
     model: PreTrainedModel,
     examples: Sequence[Example],
     settings: LoopSettings,
+    *,
+    share: bool,
 ) -> PackingReport:
-    """Give the model attention for packed rows if they are to be used. The report says whether and why."""
-    report = lay_out(examples, settings)
-    device = model.device
-    worth = device.type == "cuda" or report.padding_share >= MIN_PADDING_SHARE
+    """Give the model attention for packed rows if they are to be used. The report says whether and why. ``share`` lets
+    records share their beginnings."""
+    report = lay_out(examples, settings, share=share)
+    device, spared = model.device, report.spared_share or 0.0
+    worth = device.type == "cuda" or spared >= MIN_SPARED_SHARE
     if wanted == "off":
         return report.model_copy(update={"reason": "as asked for"})
     if wanted == "auto" and not worth:
-        why = f"only {report.padding_share:.1%} of positions are padding"
+        why = f"only {spared:.1%} of positions are padding or beginnings in common"
         return report.model_copy(update={"reason": why})
     if not install(model):
         return report.model_copy(update={"reason": "this architecture's attention can't be packed"})
     shown = sorted(examples, key=lambda e: len(e.token_ids))[len(examples) // 2 :][:_COMPARED]
-    found = measure_isolation(model, cut(shown, _length, settings.max_padded_tokens, packed=True)[0], device)
+    row = cut(shown, _length, settings.max_padded_tokens, packed=True)[0]
+    found = measure_isolation(model, row, device, share=share)
     measured = {"difference": found.difference, "leak": found.leak}
     if not found.holds:
         why = f"packed records differ by {found.difference:.1e} from the same alone: they see each other"
         return report.model_copy(update={**measured, "reason": why})
-    why = f"{report.padding_share:.1%} of positions would be padding"
-    return report.model_copy(update={**measured, "packed": True, "reason": why})
+    what = "padding, or beginnings in common" if share else "padding"
+    why = f"{spared:.1%} of positions would be {what}"
+    return report.model_copy(update={**measured, "packed": True, "shared": share, "reason": why})
 
 
-def lay_out(examples: Sequence[Example], settings: LoopSettings) -> PackingReport:
+def lay_out(examples: Sequence[Example], settings: LoopSettings, *, share: bool) -> PackingReport:
     """What an epoch comes to both ways, from as many steps as are enough to tell."""
     lengths = [_length(e) for e in examples]
     digest = dataset_digest(examples)
     plan = plan_steps(lengths, digest, settings)
-    records = padded = tokens = microbatches = packed_microbatches = 0
+    records = padded = tokens = kept = microbatches = packed_microbatches = 0
     for step in range(min(plan.total_steps, _STEPS_LOOKED_AT)):
         place = plan.at(step)
         if place.epoch > 1:
@@ -77,10 +82,12 @@ def lay_out(examples: Sequence[Example], settings: LoopSettings) -> PackingRepor
         batch = [examples[i] for i in place.records]
         parts = cut(batch, _length, settings.max_padded_tokens)
         records += len(batch)
-        tokens += sum(map(_length, batch))
-        padded += sum(len(part) * max(map(_length, part)) for part in parts)
+        tokens += sum(map(_given, batch))
+        padded += sum(len(part) * max(map(_given, part)) for part in parts)
         microbatches += len(parts)
-        packed_microbatches += len(cut(batch, _length, settings.max_padded_tokens, packed=True))
+        rows = cut(batch, _length, settings.max_padded_tokens, packed=True)
+        kept += sum(pack(row, share=share).token_ids_BT.numel() for row in rows)
+        packed_microbatches += len(rows)
     epochs = len(examples) / records
     counting = plan_steps(lengths, digest, replace(settings, step_tokens=None))
     return PackingReport(
@@ -89,6 +96,7 @@ def lay_out(examples: Sequence[Example], settings: LoopSettings) -> PackingRepor
         records=len(examples),
         tokens=sum(lengths),
         padding_share=1 - tokens / padded,
+        spared_share=1 - kept / padded,
         rows_padded=len(examples),
         microbatches_padded=round(microbatches * epochs),
         microbatches_packed=round(packed_microbatches * epochs),
@@ -100,11 +108,13 @@ def lay_out(examples: Sequence[Example], settings: LoopSettings) -> PackingRepor
 
 
 @torch.no_grad()
-def measure_isolation(model: PreTrainedModel, examples: Sequence[Example], device: torch.device) -> Isolation:
+def measure_isolation(
+    model: PreTrainedModel, examples: Sequence[Example], device: torch.device, *, share: bool = False
+) -> Isolation:
     """Three forward passes over a few records, with dropout off."""
     was_training = model.training
     model.train(False)
-    packed = pack(examples).to(device)
+    packed = pack(examples, share=share).to(device)
     alone_NV = torch.cat([_logits(model, collate([e]).to(device)) for e in examples])
     difference = _relative(_logits(model, packed), alone_NV)
     leak = _relative(_logits(model, _leaking(packed)), alone_NV)
@@ -113,12 +123,14 @@ def measure_isolation(model: PreTrainedModel, examples: Sequence[Example], devic
 
 
 def _leaking(batch: Batch) -> Batch:
-    """The same row as a single segment."""
-    segments, length = batch.segments, batch.token_ids_BT.shape[1]
-    if segments is None:
+    """The same row as if it were a single record."""
+    rows, length = batch.rows, batch.token_ids_BT.shape[1]
+    if rows is None:
         raise ValueError("not a packed batch")
-    bounds = torch.tensor([0, length], dtype=torch.int32, device=segments.bounds_R1.device)
-    return replace(batch, segments=replace(segments, bounds_R1=bounds, longest=length))
+    every_T = torch.arange(length, device=rows.paths_S.device)
+    bounds_R1 = torch.tensor([0, length], dtype=torch.int32, device=every_T.device)
+    single = Rows(rows.positions_BT, every_T, torch.ones_like(every_T, dtype=torch.bool), bounds_R1, length)
+    return replace(batch, rows=single)
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -131,3 +143,7 @@ def _relative(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
 
 def _length(example: Example) -> int:
     return len(example.token_ids)
+
+
+def _given(example: Example) -> int:
+    return len(given(example))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from textmill.contracts.anomalies import AnomalyCounts
 from textmill.contracts.jobs import Progress, TrainJob
 from textmill.contracts.masking import MaskingSummary
+from textmill.contracts.packing import PackingReport
 from textmill.contracts.runs import EvalMetrics
 from textmill.contracts.trainforecast import TrainForecast
 from textmill.contracts.verdict import TrainVerdict
@@ -77,6 +78,7 @@ class Run:
     chosen: Chosen = field(init=False)
     lora: LoraSettings = field(init=False)
     settings: LoopSettings = field(init=False)
+    packing: PackingReport = field(init=False)
     model: PeftModel | PreTrainedModel = field(init=False)
     objective: Objective[Any] = field(init=False)
     learned: Sequence[Any] = field(init=False)
@@ -168,8 +170,11 @@ def load(run: Run) -> None:
 def lay_out(run: Run) -> None:
     """Packed rows or padded ones. Pairs are padded: each is two rows that are compared."""
     packing = run.job.packing if run.job.objective != "dpo" else "off"
-    report = choose_packing(packing, loop.plain_model(run.model), run.examples, run.settings)
+    # Dropout draws anew for each record, so that what several begin with isn't the same for all.
+    share = run.job.dropout == 0
+    report = choose_packing(packing, loop.plain_model(run.model), run.examples, run.settings, share=share)
     run.settings = replace(run.settings, packed=report.packed)
+    run.packing = report
     run.folder.write(run.folder.report("packing"), report)
 
 

@@ -18,10 +18,12 @@ from textmill_trainer.prepare import Example
 class Supervised:
     """An ``Objective`` over ``Example``: also that of continued pretraining, where all tokens are supervised.
 
-    ``packed`` puts a microbatch's records into one row (see ``packing_choice``).
+    ``packed`` puts a microbatch's records into one row (see ``packing_choice``), with ``shared`` each beginning that
+    they have in common once.
     """
 
     packed: bool = False
+    shared: bool = False
 
     def tokens(self, example: Example) -> int:
         return len(example.token_ids)
@@ -34,7 +36,7 @@ class Supervised:
         return example.record_id
 
     def losses(self, model: PreTrainedModel, examples: Sequence[Example], device: torch.device) -> ExampleLosses:
-        batch = pack(examples) if self.packed else collate(examples)
+        batch = pack(examples, share=self.shared) if self.packed else collate(examples)
         losses_R = supervised_losses(model, batch.to(device))
         return ExampleLosses(losses_R, [self.weight(e) for e in examples])
 

@@ -9,7 +9,6 @@ from textmill.errors import JobFailed
 from textmill_trainer.losswatch import LossWatch, read_origins
 from textmill_trainer.quarantine import LEAST_CONTROLS, count, judge, keep_all_but, plan_replay
 from textmill_trainer.replay import copy_weights, replay
-from textmill_trainer.supervised import Supervised
 
 if TYPE_CHECKING:
     from textmill_trainer.stages import Run
@@ -51,7 +50,7 @@ def settle_suspects(run: "Run") -> None:
             losses = replay(
                 run.model,
                 run.start,
-                Supervised(run.settings.packed),
+                run.objective,
                 run.examples,
                 plan.left_out,
                 run.settings,
