@@ -1,12 +1,13 @@
 """Plants the owner's format slips into the demo's data, trains the real small model, and counts what the watch finds.
 
-    python bench/losswatch.py [--cases wordings-21 wordings-clean ...]
+    python bench/losswatch.py [--cases wordings-41 wordings-clean ...]
 
 Three kinds of data, none written by an LLM: facts asked in many wordings of which single rows slipped; facts asked
 once, in English and Chinese; and facts whose answer slipped before it was copied to its wordings, as happened to the
 owner. 5 % of the answers are slips, each kind in turn. A found record is one in the run's report "anomalies"; a false
 alarm is a good record there. ``clean`` cases have no slip, and must have no suspect. Runs of the same recipe as the
-demo (3 epochs, batch 8, rank 16, learning rate 2e-3), with the replay, which then says confirmed or cleared.
+demo (3 epochs, batch 8, rank 16, learning rate 2e-3), with the replay, which then says confirmed or cleared. What the
+report calls surprising, a high loss in the common form, is no alarm, and is counted by itself.
 Writes ``bench/results/losswatch.json`` after each case. About five minutes a case on two quiet cores.
 """
 
@@ -51,6 +52,8 @@ class Found:
     confirmed_good: int
     cleared_slips: int
     cleared_good: int
+    surprising_slips: int
+    surprising_good: int
     spikes: int
     missed_by_kind: dict[str, int]
     planted_by_kind: dict[str, int]
@@ -72,14 +75,14 @@ def copied() -> list[Record]:
 def cases() -> dict[str, Callable[[], Planted]]:
     """Seeds that nothing was tuned on."""
     return {
-        "wordings-21": lambda: plant(wordings(), SHARE, "row", 21),
-        "wordings-22": lambda: plant(wordings(), SHARE, "row", 22),
+        "wordings-41": lambda: plant(wordings(), SHARE, "row", 41),
+        "wordings-42": lambda: plant(wordings(), SHARE, "row", 42),
         "wordings-clean": lambda: Planted(wordings(), {}),
-        "once-21": lambda: plant(once(), SHARE, "row", 21),
-        "once-22": lambda: plant(once(), SHARE, "row", 22),
+        "once-41": lambda: plant(once(), SHARE, "row", 41),
+        "once-42": lambda: plant(once(), SHARE, "row", 42),
         "once-clean": lambda: Planted(once(), {}),
-        "copied-21": lambda: plant(copied(), SHARE, "fact", 21),
-        "copied-22": lambda: plant(copied(), SHARE, "fact", 22),
+        "copied-41": lambda: plant(copied(), SHARE, "fact", 41),
+        "copied-42": lambda: plant(copied(), SHARE, "fact", 42),
     }
 
 
@@ -115,6 +118,8 @@ def measure(name: str, planted: Planted, base: Path) -> Found:
         confirmed_good=sum(verdicts[i] == "confirmed" for i in wrong),
         cleared_slips=sum(verdicts[i] == "cleared" for i in right),
         cleared_good=sum(verdicts[i] == "cleared" for i in wrong),
+        surprising_slips=sum(s.record_id in planted.slips for s in found.surprising),
+        surprising_good=sum(s.record_id not in planted.slips for s in found.surprising),
         spikes=len(found.spikes),
         missed_by_kind=dict(missed),
         planted_by_kind=dict(Counter(planted.slips.values())),

@@ -9,7 +9,7 @@ from tests.trainer.conftest import make_record, write_records
 from tests.trainer.runs_made_up import MadeUpRun, record_id
 
 from textmill.contracts.anomalies import AnomalyReport
-from textmill_trainer.losswatch import LossWatch, Origin, read_origins
+from textmill_trainer.losswatch import ODD_THRESHOLD, LossWatch, Origin, read_origins
 from textmill_trainer.observing import StepSeen
 from textmill_trainer.record_losses import StepLosses
 from textmill_trainer.workfolder import WorkFolder
@@ -42,7 +42,9 @@ def watched(
 
 
 def suspects(report: AnomalyReport) -> set[str]:
-    return {s.record_id for s in report.suspects}
+    """All that stand out: the made-up answers have one form, so that what does is surprising."""
+    assert not report.suspects or not report.surprising
+    return {s.record_id for s in (*report.suspects, *report.surprising)}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,12 +109,43 @@ def test_a_spike_names_the_records_that_made_it(folder: WorkFolder) -> None:
 
 
 def test_a_suspect_is_traced_to_its_passage_and_document(folder: WorkFolder) -> None:
-    suspect = watched(folder, MadeUpRun(bad=["rec_67"])).report().suspects[0]
+    suspect = watched(folder, MadeUpRun(bad=["rec_67"])).report().surprising[0]
     assert (suspect.record_id, suspect.passage_id, suspect.document_id) == ("rec_67", "psg_22", "doc_2")
     assert suspect.preview == "Answer 67."
     assert suspect.verdict == "suspected"
     assert [round(s.epoch) for s in suspect.seen] == [0, 1, 2]
     assert all(s.loss > s.expected for s in suspect.seen)
+
+
+def answering(run: MadeUpRun, answers: Mapping[str, str]) -> dict[str, Origin]:
+    return {i: replace(o, answer=answers.get(i, o.answer)) for i, o in run.origins.items()}
+
+
+def test_a_rare_form_and_a_higher_loss_make_a_suspect(folder: WorkFolder) -> None:
+    """Each of both alone doesn't: of these records every third has an excess that its loss alone hardly shows."""
+    odd = {i: f'summary:"{i}' for i in BAD}
+    weak = MadeUpRun(bad=BAD[::3], excess=0.5)
+    report = watched(folder, weak, origins=answering(weak, odd)).report()
+    assert suspects(report) == {s.record_id for s in report.suspects} == set(BAD[::3])
+    assert "has : (5 of 100)" in report.suspects[0].odd
+    assert all(s.score > ODD_THRESHOLD for s in report.suspects)
+    assert len(suspects(watched(folder, weak).report())) <= 1
+    easy = MadeUpRun()
+    assert not suspects(watched(folder, easy, origins=answering(easy, odd)).report())
+
+
+def test_a_high_loss_in_the_common_form_is_surprising_and_no_alarm(folder: WorkFolder) -> None:
+    report = watched(folder, MadeUpRun(bad=BAD)).report()
+    assert {s.record_id for s in report.surprising} == set(BAD)
+    assert not any(s.odd for s in report.surprising)
+    assert not report.suspects
+
+
+def test_without_answers_to_compare_loss_alone_decides(folder: WorkFolder) -> None:
+    run = MadeUpRun(bad=BAD)
+    report = watched(folder, run, origins=answering(run, dict.fromkeys(run.origins, ""))).report()
+    assert {s.record_id for s in report.suspects} == set(BAD)
+    assert not report.surprising
 
 
 def test_few_records_are_not_judged(folder: WorkFolder) -> None:

@@ -46,7 +46,8 @@ class ReplayedLoss(Contract):
 
 
 class Suspect(Contract):
-    """A record to look at, with the way back to its source. ``preview`` is the start of its answer: private text."""
+    """A record to look at, with the way back to its source. ``odd`` says what of its answer's form is rare among
+    answers to its question. ``preview`` is the start of its answer: private text."""
 
     record_id: str
     passage_id: str | None
@@ -54,6 +55,7 @@ class Suspect(Contract):
     score: float
     tokens: int
     seen: Sequence[RecordSeen]
+    odd: Sequence[str] = ()
     preview: str
     verdict: SuspectVerdict = "suspected"
     replayed: ReplayedLoss | None = None
@@ -62,16 +64,22 @@ class Suspect(Contract):
 class AnomalyReport(StoredContract):
     """``judged`` is false where there were too few records, or too few passes over them, to tell; ``note`` says so.
 
-    ``left_out`` are the records that the run was told to leave out, and that nothing here is about.
+    Scores are robust standard deviations. A record is a suspect above ``odd_threshold`` if the form of its answer is
+    rare, and above ``threshold`` if there is nothing to compare its form with. One above ``threshold`` whose answer
+    looks like the others is ``surprising``: a rare good answer, or a wrong one in the right form; no replay can tell,
+    and it isn't quarantined. ``left_out`` are the records that the run was told to leave out, and that nothing here is
+    about.
     """
 
     records: int
     epochs_seen: float
     judged: bool
     threshold: float
+    odd_threshold: float | None = None
     note: str = ""
     spikes: Sequence[LossSpike] = ()
     suspects: Sequence[Suspect] = ()
+    surprising: Sequence[Suspect] = ()
     replayed: bool = False
     left_out: Sequence[str] = ()
 
