@@ -14,7 +14,7 @@ from textmill.errors import JobFailed
 from textmill.weights import weights_sha256
 from textmill_trainer.batches import collate
 from textmill_trainer.loop import plain_model
-from textmill_trainer.loss import supervised_logits, supervised_losses
+from textmill_trainer.loss import FrozenHeadLosses, supervised_logits, supervised_losses
 from textmill_trainer.model import (
     LoraSettings,
     add_lora,
@@ -80,6 +80,24 @@ def test_the_adapters_start_follows_from_the_seed(tiny_base: Path) -> None:
     starts = [_lora_a(add_lora(load_nf4(tiny_base, CPU), LORA, seed)) for seed in (1, 1, 2)]
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
+
+
+def test_a_frozen_head_s_gradient_is_that_of_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has a factor of its own, as the answers of preference pairs have."""
+    monkeypatch.setattr("textmill_trainer.loss.CHUNK_POSITIONS", 5)
+    torch.manual_seed(1)
+    weight_VD, targets_N, factors_N = torch.randn(50, 8), torch.randint(0, 50, (12,)), torch.randn(12)
+    ours, plain = (torch.randn(12, 8, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2))
+    losses_N = FrozenHeadLosses.apply(ours, weight_VD, targets_N)
+    expected_N = torch.nn.functional.cross_entropy(plain @ weight_VD.t(), targets_N, reduction="none")
+    (losses_N * factors_N).sum().backward()
+    (expected_N * factors_N).sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.allclose(losses_N, expected_N, rtol=1e-5, atol=1e-5)
+    assert ours.grad is not None
+    assert plain.grad is not None
+    assert torch.allclose(ours.grad, plain.grad, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(FrozenHeadLosses.apply(ours.detach(), weight_VD, targets_N), losses_N)
 
 
 def test_loss_by_chunks_is_the_plain_loss(tiny_base: Path, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

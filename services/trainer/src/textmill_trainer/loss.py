@@ -1,12 +1,13 @@
 """Cross-entropy at the supervised positions only.
 
 The output head is the largest matrix of a small model (49k x 576 in SmolLM2-135M, a fifth of it), and its fp32 logits
-are the largest tensor of all: they are computed only where there is a loss, and chunk by chunk. Knows no optimizer.
+are the largest tensor of all: they are computed only where there is a loss, chunk by chunk, and where the head is
+frozen only once: the gradient of what goes into it is made while they are there. Knows no optimizer.
 """
 
 # ruff: noqa: N803, N806 (tensor names carry their axes)
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,6 +35,9 @@ def _supervised_losses(model: PreTrainedModel, batch: Batch, targets_N: torch.Te
         return cross_entropy(supervised_logits(model, batch), targets_N, reduction="none")
     hidden_ND = _supervised_hidden(model, batch)
     head = _head(model)
+    if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
+        losses_N: torch.Tensor = FrozenHeadLosses.apply(hidden_ND, head.weight, targets_N)
+        return losses_N
     if len(targets_N) <= CHUNK_POSITIONS:
         return _chunk_losses(head, hidden_ND, targets_N)
     chunks = zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(targets_N, CHUNK_POSITIONS), strict=True)
@@ -63,6 +67,33 @@ def _supervised_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 def _chunk_losses(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     return cross_entropy(head(hidden_ND).float(), targets_N, reduction="none")
+
+
+class FrozenHeadLosses(torch.autograd.Function):
+    """Negative log-likelihoods of ``targets_N`` under a head without bias. Each depends on its own row of hidden states
+    alone, so that row's gradient is known but for a factor, and no logits are kept (as Liger's kernel does on GPUs:
+    Hsu et al. 2024, arXiv 2410.10989)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        gradient_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets_N), CHUNK_POSITIONS):
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            target_C1 = targets_N[chunk, None]
+            chances_CV = torch.log_softmax((hidden_ND[chunk] @ weight_VD.t()).float(), -1)
+            losses_N[chunk] = -chances_CV.gather(1, target_C1)[:, 0]
+            if gradient_ND is not None:
+                chances_CV.exp_().scatter_add_(1, target_C1, chances_CV.new_full(target_C1.shape, -1.0))
+                torch.mm(chances_CV.to(hidden_ND.dtype), weight_VD, out=gradient_ND[chunk])
+        if gradient_ND is not None:
+            ctx.save_for_backward(gradient_ND)
+        return losses_N
+
+    @staticmethod
+    def backward(ctx: Any, factors_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND * factors_N[:, None]).to(gradient_ND.dtype), None, None
 
 
 def _shapes_logits(model: PreTrainedModel) -> bool:

@@ -166,7 +166,8 @@ def plain_attention(load: Load) -> bool:
 def logit_bytes(geometry: Geometry, load: Load) -> int:
     """Of one chunk, at its fullest: log-probabilities, their gradient and the logits' own, in fp32 and the head's type.
 
-    Without chunks all but the last two are kept until backward, which begins with them.
+    Without chunks all but the last two are kept until backward, which begins with them; behind a frozen head nothing
+    of them is kept, and the log-probabilities become their own gradient.
     """
     return min(load.scored, CHUNK_POSITIONS) * geometry.vocab * (4 + 4 + load.stack_bytes)
 
