@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from textmill.contracts.anomalies import AnomalyReport, Suspect, SuspectVerdict
 from textmill.contracts.base import new_id
 from textmill.contracts.datasets import BudgetSpent, Cost, Counts, DatasetManifest, RungYield
 from textmill.contracts.gates import ParityCheck
@@ -12,12 +14,21 @@ from textmill.contracts.jobs import CorpusJob, JobView, Result
 from textmill.contracts.load import ClosedLoop
 from textmill.contracts.loadreport import ErrorBudget, Latencies, Level, LoadtestReport, Verdict
 from textmill.contracts.loadtest import ErrorClass
+from textmill.contracts.masking import MaskedSplit, MaskingReport, ShownRecord
+from textmill.contracts.packing import PackingReport
 from textmill.contracts.preflight import Interval
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.contracts.serving import Answer, Deployment, EvaluationReport, ModelScore, TaskScore
 from textmill.contracts.trainforecast import ForecastTruth, MemoryForecast, Setup, TrainForecast
 from textmill.contracts.verdict import DocumentGap, TrainVerdict
 from textmill_cli.report import Findings, as_json, write
+
+
+def suspect(record_id: str, score: float, odd: list[str], verdict: SuspectVerdict) -> Suspect:
+    return Suspect(
+        record_id=record_id, passage_id="psg_a", document_id="doc_a", score=score, tokens=9, seen=[], odd=odd,
+        preview=f'summary:"<u>of {record_id}</u>', verdict=verdict,
+    )  # fmt: skip
 
 
 def findings() -> Findings:
@@ -92,6 +103,60 @@ def findings() -> Findings:
             rank=16,
             truth=ForecastTruth(steps=2, tokens=18, seconds=75.0, seconds_off=0.2),
         ),
+        masking=MaskingReport(
+            max_tokens=64,
+            end_of_turn=["<|im_end|>"],
+            splits=[
+                MaskedSplit(
+                    split="train",
+                    records=30,
+                    examples=30,
+                    tokens=1_000,
+                    supervised_tokens=400,
+                    longest=50,
+                    shortest=20,
+                    lengths=[],
+                )
+            ],
+            split_by_turn=0,
+            shown=[
+                ShownRecord(
+                    record_id="rec_shown",
+                    split="train",
+                    tokens=9,
+                    supervised_tokens=3,
+                    examples=1,
+                    shown_as="longest",
+                    preview="<|im_start|>user Which?<|im_start|>assistant ⟦line 2<|im_end|>⟧",
+                )
+            ],
+            refused=[],
+        ),
+        packing=PackingReport(
+            packed=True,
+            shared=True,
+            spared_share=0.14,
+            reason="",
+            records=30,
+            tokens=1_000,
+            padding_share=0.03,
+            rows_padded=30,
+            microbatches_padded=4,
+            microbatches_packed=4,
+            difference=2e-7,
+            leak=0.7,
+            steps=2,
+            steps_counting_records=2,
+        ),
+        anomalies=AnomalyReport(
+            records=300,
+            epochs_seen=3.0,
+            judged=True,
+            threshold=5.0,
+            odd_threshold=2.5,
+            suspects=[suspect("rec_odd", 6.5, ["has : (1 of 100)"], "confirmed")],
+            surprising=[suspect("rec_hard", 7.25, [], "suspected")],
+        ),
         deployment=Deployment(
             name="tuned",
             deployment_id="dep",
@@ -161,6 +226,31 @@ def test_the_figures_are_the_stored_ones() -> None:
     assert figures["stages"] == [
         {"kind": "corpus", "job_id": findings_job(figures), "state": "succeeded", "attempts": 2, "seconds": 7.0}
     ]
+
+
+def test_records_that_stand_out_are_shown_with_their_text_and_counted_without(tmp_path: Path) -> None:
+    page = write(findings(), tmp_path, "zhouyi", None).read_text()
+    assert "1 of 300 records are suspects" in page
+    assert "summary:&#34;&lt;u&gt;of rec_odd&lt;/u&gt;" in page
+    assert "has : (1 of 100)" in page
+    assert "1 look like the others and are hard to learn" in page
+    assert "14 % of positions were spared" in page
+    assert "400 of 1000 tokens count in the loss (40 %)" in page
+    assert "⟦line 2&lt;|im_end|&gt;⟧" in page
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert [s["record_id"] for s in figures["anomalies"]["suspects"]] == ["rec_odd"]
+    assert "<u>" not in (tmp_path / "report.json").read_text()
+    assert "⟦" not in (tmp_path / "report.json").read_text()
+
+
+def test_a_run_whose_records_were_not_judged_says_why(tmp_path: Path) -> None:
+    few = AnomalyReport(records=9, epochs_seen=3.0, judged=False, threshold=5.0, note="9 records: too few")
+    page = write(replace(findings(), anomalies=few), tmp_path, "zhouyi", None).read_text()
+    assert "Not judged: 9 records: too few." in page
+    clean = few.model_copy(update={"judged": True, "note": ""})
+    assert (
+        "None of 9 records is suspect." in write(replace(findings(), anomalies=clean), tmp_path, "z", None).read_text()
+    )
 
 
 def findings_job(figures: dict[str, object]) -> str:

@@ -9,7 +9,7 @@ from tests.trainer.conftest import make_record, write_records
 from tests.trainer.runs_made_up import MadeUpRun, record_id
 
 from textmill.contracts.anomalies import AnomalyReport
-from textmill_trainer.losswatch import ODD_THRESHOLD, LossWatch, Origin, read_origins
+from textmill_trainer.losswatch import LEAST_SPIKE, ODD_THRESHOLD, LossWatch, Origin, read_origins
 from textmill_trainer.observing import StepSeen
 from textmill_trainer.record_losses import StepLosses
 from textmill_trainer.workfolder import WorkFolder
@@ -106,6 +106,15 @@ def test_a_spike_names_the_records_that_made_it(folder: WorkFolder) -> None:
         assert spike.record_ids
         assert set(spike.record_ids) == steps[spike.step] & set(BAD)
         assert spike.loss > spike.expected
+
+
+def test_a_jump_that_no_chart_shows_is_no_spike(folder: WorkFolder) -> None:
+    """Late in a run, when all is learnt, little is many times what is expected."""
+    run = MadeUpRun(bad=BAD, excess=3.0)
+    learnt = [replace(s, records=[replace(r, loss=r.loss / 100) for r in s.records]) for s in run.steps()]
+    spikes = watched(folder, run, learnt).report().spikes
+    assert all(spike.loss > spike.expected + LEAST_SPIKE for spike in spikes)
+    assert len(spikes) < len(watched(folder, run).report().spikes)
 
 
 def test_a_suspect_is_traced_to_its_passage_and_document(folder: WorkFolder) -> None:

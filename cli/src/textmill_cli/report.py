@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import jinja2
 from pydantic import JsonValue
 
+from textmill.contracts.anomalies import AnomalyReport
 from textmill.contracts.datasets import DatasetManifest
 from textmill.contracts.documents import CorpusManifest
 from textmill.contracts.jobs import JobView
 from textmill.contracts.loadreport import LoadtestReport
+from textmill.contracts.masking import MaskingReport
+from textmill.contracts.packing import PackingReport
 from textmill.contracts.runs import EvalMetrics, ModelManifest, StepMetrics
 from textmill.contracts.serving import Deployment, EvaluationReport
 from textmill.contracts.trainforecast import TrainForecast
@@ -25,7 +28,9 @@ from textmill.contracts.verdict import TrainVerdict
 from textmill.errors import NotFound
 from textmill_cli.client import Client
 
-_Report = TypeVar("_Report", TrainForecast, TrainVerdict)
+_Report = TypeVar("_Report", TrainForecast, TrainVerdict, MaskingReport, PackingReport, AnomalyReport)
+_TEXTS = {"preview", "seen"}
+"""Of a suspect: for the page, not for the figures."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Findings:
     steps: Sequence[StepMetrics] = ()
     evals: Sequence[EvalMetrics] = ()
     forecast: TrainForecast | None = None
+    masking: MaskingReport | None = None
+    packing: PackingReport | None = None
+    anomalies: AnomalyReport | None = None
     verdict: TrainVerdict | None = None
     deployment: Deployment | None = None
     evaluation: EvaluationReport | None = None
@@ -65,6 +73,9 @@ def gather(client: Client, job_id: str) -> Findings:
         steps=steps,
         evals=evals,
         forecast=_train_report(client, model, "forecast", TrainForecast) if model else None,
+        masking=_train_report(client, model, "masking", MaskingReport) if model else None,
+        packing=_train_report(client, model, "packing", PackingReport) if model else None,
+        anomalies=_train_report(client, model, "anomalies", AnomalyReport) if model else None,
         verdict=_train_report(client, model, "verdict", TrainVerdict) if model else None,
         deployment=Deployment.model_validate(made["deploy"]) if "deploy" in made else None,
         evaluation=EvaluationReport.model_validate(made["evaluate"]) if "evaluate" in made else None,
@@ -114,6 +125,13 @@ def as_json(found: Findings, seconds: float | None) -> dict[str, JsonValue]:
         report["model"] = {"id": found.model.model_id, "name": found.model.name, "base": found.model.lineage.base_model}
     if found.forecast:
         report["forecast"] = found.forecast.model_dump(include={"seconds", "seconds_by_stage", "truth"})
+    if found.masking:
+        report["masking"] = found.masking.model_dump(mode="json", exclude={"shown", "refused"})
+    if found.packing:
+        report["packing"] = found.packing.model_dump(mode="json")
+    if found.anomalies:
+        hidden: Any = {"suspects": {"__all__": _TEXTS}, "surprising": {"__all__": _TEXTS}}
+        report["anomalies"] = found.anomalies.model_dump(mode="json", exclude=hidden)
     if found.deployment and found.deployment.parity:
         report["parity"] = found.deployment.parity.model_dump()
     if found.verdict:

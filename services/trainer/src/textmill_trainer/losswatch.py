@@ -28,6 +28,8 @@ THRESHOLD = 5.0
 rare one ("All six lines are broken.") to 7.8, and slips to 3.1 at least: no single threshold tells them apart."""
 ODD_THRESHOLD = 2.5
 """For a record whose answer has a rare form, too (see ``form``)."""
+LEAST_SPIKE = 0.2
+"""Nats a token above what was expected. Late in a run, when peers have 0.002, a step of 0.05 stands out and is none."""
 PREVIEW_CHARACTERS = 200
 _ROUNDING = 1e-9
 
@@ -169,5 +171,5 @@ def _spikes(found: Mapping[str, Standing], outstanding: set[str]) -> list[LossSp
         for step, (loss, expected, _), score in zip(
             steps, means.tolist(), (above / spread(above)).tolist(), strict=True
         )
-        if score > THRESHOLD
+        if score > THRESHOLD and loss - expected > LEAST_SPIKE
     ]
