@@ -179,7 +179,7 @@ def test_packed_parts_hold_real_tokens_up_to_the_bound() -> None:
 )
 def test_packing_where_it_pays(wanted: Any, lengths: tuple[int, ...], packed: bool, why: str) -> None:
     model = fresh("llama")
-    report = choose_packing(wanted, model, [example(n) for n in lengths], SETTINGS, share=True)
+    report = choose_packing(wanted, model, [[example(n)] for n in lengths], SETTINGS, share=True)
     assert (report.packed, why in report.reason) == (packed, True), report
     assert (model.config._attn_implementation == ATTENTION) == packed
     assert report.shared == packed
@@ -189,18 +189,18 @@ def test_packing_where_it_pays(wanted: Any, lengths: tuple[int, ...], packed: bo
 def test_beginnings_in_common_are_worth_packing_unless_there_is_dropout() -> None:
     examples = [begun_alike(length, 14) for length in (20, 20, 20, 21)]
     examples = [replace(e, token_ids=(*e.token_ids[:14], n, *e.token_ids[15:])) for n, e in enumerate(examples)]
-    report = choose_packing("auto", fresh("llama"), examples, SETTINGS, share=True)
+    report = choose_packing("auto", fresh("llama"), [[e] for e in examples], SETTINGS, share=True)
     assert (report.packed, report.shared) == (True, True)
     assert report.spared_share == pytest.approx(1 - (14 + 5 + 5 + 5 + 6) / 80)
     assert report.padding_share == pytest.approx(1 - 77 / 80)
-    report = choose_packing("on", fresh("llama"), examples, SETTINGS, share=False)
+    report = choose_packing("on", fresh("llama"), [[e] for e in examples], SETTINGS, share=False)
     assert (report.packed, report.shared) == (True, False)
     assert report.spared_share == pytest.approx(1 - 77 / 80)
 
 
 def test_an_architecture_that_cannot_be_packed_is_padded() -> None:
     model = fresh("llama", attn_implementation="eager")
-    report = choose_packing("on", model, EXAMPLES, SETTINGS, share=True)
+    report = choose_packing("on", model, [[e] for e in EXAMPLES], SETTINGS, share=True)
     assert not report.packed
     assert "can't be packed" in report.reason
 
@@ -212,7 +212,7 @@ def test_attention_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> No
         return sdpa_attention_forward(*args, **options)
 
     monkeypatch.setattr("textmill_trainer.packing.attention", deaf)
-    report = choose_packing("on", fresh("llama"), EXAMPLES, SETTINGS, share=True)
+    report = choose_packing("on", fresh("llama"), [[e] for e in EXAMPLES], SETTINGS, share=True)
     assert not report.packed
     assert "they see each other" in report.reason
 

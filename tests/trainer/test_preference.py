@@ -18,6 +18,7 @@ from textmill.contracts.masking import MaskedRecords, MaskingReport
 from textmill.contracts.preferences import PreferencePair, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
 from textmill.errors import JobFailed
+from textmill_trainer.batches import pack
 from textmill_trainer.loop import plain_model, train
 from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.metrics import parse_metrics
@@ -95,16 +96,25 @@ def test_the_proof_shows_both_sides_and_names_the_one_that_is_refused(tokenizer:
     assert report.refused_by_reason == {"too_long": 1}
 
 
-def test_the_loss_is_the_formula(tiny_base: Path, examples: list[PairExample]) -> None:
+@pytest.mark.parametrize(("packed", "shared"), [(False, False), (True, False), (True, True)])
+def test_the_loss_is_the_formula(tiny_base: Path, examples: list[PairExample], packed: bool, shared: bool) -> None:
     """Each answer scored by itself with transformers' own loss; references made up."""
     core = load_model(tiny_base, "full", CPU, lora=LORA, seed=0)
     references = {e.record_id: (-3.0 - i, -5.0 + i) for i, e in enumerate(examples)}
-    found = Preference(0.3, references).losses(core, examples, CPU)  # type: ignore[arg-type]
+    objective = Preference(0.3, references, packed=packed, shared=shared)
+    found = objective.losses(core, examples, CPU)  # type: ignore[arg-type]
     for example, loss in zip(examples, found.losses_R.tolist(), strict=True):
         c_ref, r_ref = references[example.record_id]
         margin = 0.3 * ((log_prob(core, example.chosen) - c_ref) - (log_prob(core, example.rejected) - r_ref))
         assert loss == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-4, abs=1e-5)
     assert found.weights == [1.0] * len(examples)
+
+
+def test_both_answers_share_their_prompt(examples: list[PairExample]) -> None:
+    sides = [side for e in examples for side in (e.chosen, e.rejected)]
+    whole, shared = pack(sides).token_ids_BT.numel(), pack(sides, share=True).token_ids_BT.numel()
+    prompts = sum(e.chosen.supervised.index(True) for e in examples)
+    assert shared <= whole - prompts
 
 
 def log_prob(core: Any, example: Any) -> float:

@@ -111,6 +111,11 @@ def cut(
     return parts
 
 
+def lay_out(examples: Sequence[Example], *, packed: bool, shared: bool) -> Batch:
+    """As a run has chosen it (see ``packing_choice``)."""
+    return pack(examples, share=shared) if packed else collate(examples)
+
+
 def collate(examples: Sequence[Example]) -> Batch:
     """Pad to the longest, (B, T)."""
     inputs = [given(e) for e in examples]

@@ -40,8 +40,9 @@ def objective_of(run: "Run") -> tuple[Objective[Any], Sequence[Any]]:
     if job.objective == "dpo":
         every = [*run.pairs, *run.eval_pairs]
         cache = run.folder.root / "references.json"
-        references = reference_log_probs(run.model, every, run.settings.max_padded_tokens, cache)
-        run.preference = Preference(job.dpo_beta, references)
+        rows = {"packed": run.packing.packed, "shared": run.packing.shared}
+        references = reference_log_probs(run.model, every, run.settings.max_padded_tokens, cache, **rows)
+        run.preference = Preference(job.dpo_beta, references, **rows)
         run.observers.append(PreferenceWatch(run.preference, run.eval_pairs, run.folder))
         return run.preference, run.pairs
     if job.objective == "pretrain" and job.sample_prompts:

@@ -18,6 +18,8 @@ from textmill_trainer.loss import supervised_logits
 from textmill_trainer.packing import install
 from textmill_trainer.prepare import Example, dataset_digest
 
+Record = Sequence[Example]
+"""What is in a step as a whole: one example, or both answers of a preference pair."""
 MIN_SPARED_SHARE = 0.05
 """On the CPU attention spreads packed records over padded rows and back; below this share that costs what it spares."""
 _COMPARED = 6
@@ -40,14 +42,14 @@ class Isolation:
 def choose_packing(
     wanted: Literal["auto", "on", "off"],
     model: PreTrainedModel,
-    examples: Sequence[Example],
+    records: Sequence[Record],
     settings: LoopSettings,
     *,
     share: bool,
 ) -> PackingReport:
     """Give the model attention for packed rows if they are to be used. The report says whether and why. ``share`` lets
     records share their beginnings."""
-    report = lay_out(examples, settings, share=share)
+    report = lay_out(records, settings, share=share)
     device, spared = model.device, report.spared_share or 0.0
     worth = device.type == "cuda" or spared >= MIN_SPARED_SHARE
     if wanted == "off":
@@ -57,9 +59,9 @@ def choose_packing(
         return report.model_copy(update={"reason": why})
     if not install(model):
         return report.model_copy(update={"reason": "this architecture's attention can't be packed"})
-    shown = sorted(examples, key=lambda e: len(e.token_ids))[len(examples) // 2 :][:_COMPARED]
+    shown = sorted(records, key=_length)[len(records) // 2 :][:_COMPARED]
     row = cut(shown, _length, settings.max_padded_tokens, packed=True)[0]
-    found = measure_isolation(model, row, device, share=share)
+    found = measure_isolation(model, _examples(row), device, share=share)
     measured = {"difference": found.difference, "leak": found.leak}
     if not found.holds:
         why = f"packed records differ by {found.difference:.1e} from the same alone: they see each other"
@@ -69,35 +71,35 @@ def choose_packing(
     return report.model_copy(update={**measured, "packed": True, "shared": share, "reason": why})
 
 
-def lay_out(examples: Sequence[Example], settings: LoopSettings, *, share: bool) -> PackingReport:
+def lay_out(all_records: Sequence[Record], settings: LoopSettings, *, share: bool) -> PackingReport:
     """What an epoch comes to both ways, from as many steps as are enough to tell."""
-    lengths = [_length(e) for e in examples]
-    digest = dataset_digest(examples)
+    lengths = [_length(r) for r in all_records]
+    digest = dataset_digest(_examples(all_records))
     plan = plan_steps(lengths, digest, settings)
     records = padded = tokens = kept = microbatches = packed_microbatches = 0
     for step in range(min(plan.total_steps, _STEPS_LOOKED_AT)):
         place = plan.at(step)
         if place.epoch > 1:
             break
-        batch = [examples[i] for i in place.records]
+        batch = [all_records[i] for i in place.records]
         parts = cut(batch, _length, settings.max_padded_tokens)
         records += len(batch)
-        tokens += sum(map(_given, batch))
-        padded += sum(len(part) * max(map(_given, part)) for part in parts)
+        tokens += sum(map(_given, _examples(batch)))
+        padded += sum(len(_examples(part)) * max(map(_given, _examples(part))) for part in parts)
         microbatches += len(parts)
         rows = cut(batch, _length, settings.max_padded_tokens, packed=True)
-        kept += sum(pack(row, share=share).token_ids_BT.numel() for row in rows)
+        kept += sum(pack(_examples(row), share=share).token_ids_BT.numel() for row in rows)
         packed_microbatches += len(rows)
-    epochs = len(examples) / records
+    epochs = len(all_records) / records
     counting = plan_steps(lengths, digest, replace(settings, step_tokens=None))
     return PackingReport(
         packed=False,
         reason="",
-        records=len(examples),
+        records=len(all_records),
         tokens=sum(lengths),
         padding_share=1 - tokens / padded,
         spared_share=1 - kept / padded,
-        rows_padded=len(examples),
+        rows_padded=len(_examples(all_records)),
         microbatches_padded=round(microbatches * epochs),
         microbatches_packed=round(packed_microbatches * epochs),
         step_tokens=settings.step_tokens,
@@ -141,8 +143,12 @@ def _relative(found_NV: torch.Tensor, expected_NV: torch.Tensor) -> float:
     return float((found_NV - expected_NV).norm() / expected_NV.norm())
 
 
-def _length(example: Example) -> int:
-    return len(example.token_ids)
+def _examples(records: Sequence[Record]) -> list[Example]:
+    return [example for record in records for example in record]
+
+
+def _length(record: Record) -> int:
+    return sum(len(example.token_ids) for example in record)
 
 
 def _given(example: Example) -> int:

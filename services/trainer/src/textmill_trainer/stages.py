@@ -168,11 +168,11 @@ def load(run: Run) -> None:
 
 
 def lay_out(run: Run) -> None:
-    """Packed rows or padded ones. Pairs are padded: each is two rows that are compared."""
-    packing = run.job.packing if run.job.objective != "dpo" else "off"
+    """Packed rows or padded ones."""
+    rows = [(p.chosen, p.rejected) for p in run.pairs] if run.job.objective == "dpo" else [(e,) for e in run.examples]
     # Dropout draws anew for each record, so that what several begin with isn't the same for all.
     share = run.job.dropout == 0
-    report = choose_packing(packing, loop.plain_model(run.model), run.examples, run.settings, share=share)
+    report = choose_packing(run.job.packing, loop.plain_model(run.model), rows, run.settings, share=share)
     run.settings = replace(run.settings, packed=report.packed)
     run.packing = report
     run.folder.write(run.folder.report("packing"), report)

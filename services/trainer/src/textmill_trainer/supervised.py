@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from textmill_trainer.batches import collate, microbatches, pack
+from textmill_trainer.batches import collate, lay_out, microbatches
 from textmill_trainer.loss import supervised_losses
 from textmill_trainer.objective import ExampleLosses
 from textmill_trainer.prepare import Example
@@ -36,7 +36,7 @@ class Supervised:
         return example.record_id
 
     def losses(self, model: PreTrainedModel, examples: Sequence[Example], device: torch.device) -> ExampleLosses:
-        batch = pack(examples, share=self.shared) if self.packed else collate(examples)
+        batch = lay_out(examples, packed=self.packed, shared=self.shared)
         losses_R = supervised_losses(model, batch.to(device))
         return ExampleLosses(losses_R, [self.weight(e) for e in examples])
 
