@@ -1,6 +1,7 @@
 """What the replay leaves out, what it concludes, and what a run leaves out from the start."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from textmill_trainer.loop import Interrupted, LoopSettings
 from textmill_trainer.losswatch import Origin
 from textmill_trainer.model import LoraSettings, add_lora, load_nf4
 from textmill_trainer.prepare import Example, encode_all, read_records
-from textmill_trainer.quarantine import LEAST_CONTROLS, ReplayPlan, count, judge, keep_all_but, plan_replay
+from textmill_trainer.quarantine import (
+    LEAST_CONTROLS,
+    LEAST_OF_A_QUESTION,
+    ReplayPlan,
+    count,
+    judge,
+    keep_all_but,
+    plan_replay,
+)
 from textmill_trainer.record_losses import RECORD_LOSSES_FILE, read_record_losses
 from textmill_trainer.replay import copy_weights, replay
 from textmill_trainer.supervised import Supervised
@@ -56,6 +65,26 @@ def test_a_suspect_far_above_unseen_good_records_is_confirmed_and_one_among_them
     assert replayed is not None
     assert replayed.expected == pytest.approx(1.0, abs=0.2)
     assert replayed.loss == 6.0 > replayed.limit > replayed.expected
+
+
+def test_a_suspect_is_held_to_unseen_answers_to_its_own_question() -> None:
+    """Answers to the hard question cost nine times as much, so that beside all of them no slip stands out."""
+    losses = {i: loss * (9 if n % 2 else 1) for n, (i, loss) in enumerate(control_losses().items())}
+    hard = {i: "hard" if n % 2 else "easy" for n, i in enumerate(losses)}
+    asked = hard | {"rec_slip": "easy", "rec_hard": "hard"}
+    left_out = ReplayPlan(["rec_slip", "rec_hard"], list(losses), asked)
+    found = losses | {"rec_slip": 5.0, "rec_hard": 9.5}
+    judged = judge(report("rec_slip", "rec_hard"), left_out, found)
+    assert [s.verdict for s in judged.suspects] == ["confirmed", "cleared"]
+    mixed = judge(report("rec_slip", "rec_hard"), ReplayPlan(left_out.suspects, left_out.controls), found)
+    assert [s.verdict for s in mixed.suspects] == ["cleared", "cleared"]
+
+
+def test_each_question_of_a_suspect_has_controls_of_its_own() -> None:
+    origins = MadeUpRun().origins
+    made = plan_replay([suspect(record_id(n)) for n in (0, 1, 3, 6, 9)], origins, seed=1)
+    asked = Counter(made.questions[i] for i in made.controls)
+    assert asked == {origins["rec_0"].question: LEAST_OF_A_QUESTION, origins["rec_1"].question: LEAST_OF_A_QUESTION}
 
 
 def test_a_suspect_that_was_not_replayed_stays_suspected() -> None:

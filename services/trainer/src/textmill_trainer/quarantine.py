@@ -10,7 +10,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
@@ -25,16 +25,19 @@ from textmill_trainer.peers import spread
 MOST_LEFT_OUT = 0.3
 """Of all records. A replay on less than the rest would say more of what is missing than of the suspects."""
 LEAST_CONTROLS = 12
+LEAST_OF_A_QUESTION = 8
+"""Controls of each question that a suspect asks: what a fact costs that was never seen differs most by question."""
 CONFIRMED_ABOVE = 3.0
-"""Robust standard deviations above the controls' median."""
+"""Robust standard deviations of the controls above those of the same question."""
 
 
 @dataclass(frozen=True)
 class ReplayPlan:
-    """Record ids that the replay doesn't train on."""
+    """Record ids that the replay doesn't train on, and what they ask."""
 
     suspects: Sequence[str]
     controls: Sequence[str]
+    questions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -76,15 +79,20 @@ def plan_replay(suspects: Sequence[Suspect], origins: Mapping[str, Origin], seed
     sizes = Counter(_fact(origins[record_id]) for record_id in chosen)
     good = _good_facts({s.record_id for s in suspects}, origins)
     random.Random(seed).shuffle(good)
-    wanted = max(LEAST_CONTROLS, len(chosen))
+    asked = Counter(origins[record_id].question for record_id in chosen)
+    least = max(LEAST_OF_A_QUESTION, math.ceil(LEAST_CONTROLS / max(1, len(asked))))
+    wanted = {question: max(least, count) for question, count in asked.items()}
     controls: list[str] = []
     for (_, question), size in cycle(sorted(sizes.items())):
-        if len(controls) >= min(wanted, room - len(chosen)) or not good:
+        if len(controls) >= room - len(chosen) or not good or max(wanted.values()) <= 0:
             break
-        fact = next((fact for fact in good if origins[fact[0]].question == question), good[0])
-        good.remove(fact)
-        controls += fact[:size]
-    return ReplayPlan(chosen, controls[: room - len(chosen)])
+        if wanted[question] > 0:
+            fact = next((fact for fact in good if origins[fact[0]].question == question), good[0])
+            good.remove(fact)
+            controls += fact[:size]
+            wanted[question] -= len(fact[:size])
+    controls = controls[: room - len(chosen)]
+    return ReplayPlan(chosen, controls, {i: origins[i].question for i in (*chosen, *controls)})
 
 
 def _fact(origin: Origin) -> tuple[str, str]:
@@ -108,19 +116,27 @@ def judge(report: AnomalyReport, plan: ReplayPlan, losses: Mapping[str, float]) 
     if len(plan.controls) < LEAST_CONTROLS:
         note = f"no replay: it needs {LEAST_CONTROLS} good records to leave out as well, and found {len(plan.controls)}"
         return report.model_copy(update={"note": note})
-    controls = np.sqrt([losses[i] for i in plan.controls])
-    middle = float(np.median(controls))
-    limit = middle + CONFIRMED_ABOVE * spread(controls - middle)
+    roots = {record_id: math.sqrt(losses[record_id]) for record_id in plan.left_out}
+    levels = {record_id: _level(record_id, roots, plan) for record_id in plan.left_out}
+    reach = CONFIRMED_ABOVE * spread(np.array([roots[i] - levels[i] for i in plan.controls]))
 
     def judged(suspect: Suspect) -> Suspect:
         if suspect.record_id not in plan.suspects:
             return suspect
-        loss = losses[suspect.record_id]
-        above = math.sqrt(loss) > limit
-        replayed = ReplayedLoss(loss=loss, expected=middle**2, limit=limit**2)
+        level = levels[suspect.record_id]
+        above = roots[suspect.record_id] > level + reach
+        loss, limit = losses[suspect.record_id], (level + reach) ** 2
+        replayed = ReplayedLoss(loss=loss, expected=level**2, limit=limit)
         return suspect.model_copy(update={"verdict": "confirmed" if above else "cleared", "replayed": replayed})
 
     return report.model_copy(update={"suspects": [judged(s) for s in report.suspects], "replayed": True})
+
+
+def _level(record_id: str, roots: Mapping[str, float], plan: ReplayPlan) -> float:
+    """The median of the other controls that ask the same; of all others where those are few."""
+    others = [i for i in plan.controls if i != record_id]
+    same = [i for i in others if plan.questions.get(i) == plan.questions.get(record_id)]
+    return float(np.median([roots[i] for i in (same if len(same) >= LEAST_OF_A_QUESTION - 1 else others)]))
 
 
 def count(report: AnomalyReport) -> AnomalyCounts:
