@@ -35,7 +35,7 @@ from textmill_trainer.launcher import STEADY
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("train_peer.py")
-_CASES = {"short": (short_records, 8, 6, 2.5), "long": (long_records, 2, 3, 1.2)}
+_CASES = {"short": (short_records, 8, 12, 2.5), "long": (long_records, 2, 4, 1.2)}
 """Records, batch (short: the demo recipe's), steps of which the first is not counted, goal in times TRL's."""
 _PACKED = {"packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 1}
 WATCHED_STEPS, WATCHED_PAIRS = 4, 5
@@ -45,7 +45,7 @@ KL_GOAL, TOP1_GOAL, WATCHING_GOAL = 1e-4, 0.995, 0.03
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by name")
-    parser.add_argument("--pairs", type=int, default=2, help="readings of each tool that are compared")
+    parser.add_argument("--pairs", type=int, default=3, help="readings of each tool that are compared")
     parser.add_argument("--report", type=Path, default=ROOT / "demo-report/report.json", help="of 'make demo'")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/train.json")
     options = parser.parse_args()
