@@ -46,14 +46,18 @@ class Played:
 
 
 def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_s: float = 1_800) -> Played:
-    """Run ``textmill demo`` in this home folder and carry out the kills. At ``timeout_s`` it and its stack end."""
+    """Run ``textmill demo`` in this home folder and carry out the kills. At ``timeout_s`` it and its stack end.
+
+    Synth asks one question at a time: all at once are answered before anything can be killed.
+    """
     installed = Installation(home)
     log = home.parent / f"{home.name}-demo.log"
     began = time.monotonic()
+    environment = {**os.environ, "TEXTMILL_CLI_HOME": str(home), "TEXTMILL_SYNTH_CONCURRENCY": "1"}
     with log.open("wb") as output:
         demo = subprocess.Popen(
             [sys.executable, "-m", "textmill_cli.main", "demo", "--recipe", str(recipe), "--out", str(report)],
-            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "TEXTMILL_CLI_HOME": str(home)},
+            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
     killed: dict[str, int] = {}
     waiting = list(kills)
@@ -70,7 +74,7 @@ def play(home: Path, recipe: Path, report: Path, kills: Sequence[Kill], timeout_
                         os.kill(pid, signal.SIGKILL)
                         killed[f"{kill.victim}@{stage}"] = pid
                         waiting.remove(kill)
-            time.sleep(0.2)
+            time.sleep(0.05)
     finally:
         late = demo.poll() is None
         if late:

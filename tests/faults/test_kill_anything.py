@@ -8,7 +8,7 @@ from killing import Kill, play
 from recipes import small_recipe, write_recipe
 
 KILLS = (
-    Kill("synth", "synth", 1.0),
+    Kill("synth", "synth", 0.0),
     Kill("object-store", "synth", 3.0),
     Kill("broker", "train", 1.0),
     Kill("ingest", "train", 2.0),
