@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.trainer.conftest import make_records
 
 from textmill.contracts.runs import EvalMetrics, StepMetrics
 from textmill.errors import JobFailed
+from textmill_trainer.batches import collate, pack
 from textmill_trainer.checkpoint import checkpoint_step, checkpoints
 from textmill_trainer.loop import (
     Interrupted,
@@ -214,7 +216,13 @@ def test_packed_steps_are_padded_steps(tiny_base: Path, examples: Any, tmp_path:
         model = fresh(tiny_base, dropout=0.0).float()
         assert install(plain_model(model))
         settings = replace(SETTINGS, packed=packed)
-        train(model, Supervised(packed, shared=packed), examples, settings, tmp_path / str(packed))
+        train(
+            model,
+            Supervised(partial(pack, share=True) if packed else collate),
+            examples,
+            settings,
+            tmp_path / str(packed),
+        )
         chains.append([loss for _, loss in _losses(tmp_path / str(packed))])
     assert chains[0] == pytest.approx(chains[1], rel=1e-4)
 

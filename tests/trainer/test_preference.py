@@ -5,6 +5,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from textmill.contracts.masking import MaskedRecords, MaskingReport
 from textmill.contracts.preferences import PreferencePair, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
 from textmill.errors import JobFailed
-from textmill_trainer.batches import pack
+from textmill_trainer.batches import LayOut, collate, pack
 from textmill_trainer.loop import plain_model, train
 from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.metrics import parse_metrics
@@ -96,12 +97,12 @@ def test_the_proof_shows_both_sides_and_names_the_one_that_is_refused(tokenizer:
     assert report.refused_by_reason == {"too_long": 1}
 
 
-@pytest.mark.parametrize(("packed", "shared"), [(False, False), (True, False), (True, True)])
-def test_the_loss_is_the_formula(tiny_base: Path, examples: list[PairExample], packed: bool, shared: bool) -> None:
+@pytest.mark.parametrize("lay_out", [collate, pack, partial(pack, share=True)])
+def test_the_loss_is_the_formula(tiny_base: Path, examples: list[PairExample], lay_out: LayOut) -> None:
     """Each answer scored by itself with transformers' own loss; references made up."""
     core = load_model(tiny_base, "full", CPU, lora=LORA, seed=0)
     references = {e.record_id: (-3.0 - i, -5.0 + i) for i, e in enumerate(examples)}
-    objective = Preference(0.3, references, packed=packed, shared=shared)
+    objective = Preference(0.3, references, lay_out)
     found = objective.losses(core, examples, CPU)  # type: ignore[arg-type]
     for example, loss in zip(examples, found.losses_R.tolist(), strict=True):
         c_ref, r_ref = references[example.record_id]

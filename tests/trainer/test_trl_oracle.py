@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from textmill.contracts.datasets import Message, Record, Role
 from textmill.contracts.runs import EvalMetrics
+from textmill_trainer.batches import collate, pack
 from textmill_trainer.loop import BETAS, MAX_GRADIENT_NORM, LoopSettings, plain_model, train
 from textmill_trainer.model import LoraSettings, add_lora
 from textmill_trainer.observing import StepSeen
@@ -129,7 +131,7 @@ def test_fifty_steps_have_the_losses_of_trl(
     order = Order()
     train(
         ours,
-        Supervised(packed, shared=packed),
+        Supervised(partial(pack, share=True) if packed else collate),
         examples,
         replace(SETTINGS, packed=packed),
         tmp_path / "ours",

@@ -111,9 +111,8 @@ def cut(
     return parts
 
 
-def lay_out(examples: Sequence[Example], *, packed: bool, shared: bool) -> Batch:
-    """As a run has chosen it (see ``packing_choice``)."""
-    return pack(examples, share=shared) if packed else collate(examples)
+LayOut = Callable[[Sequence[Example]], Batch]
+"""``collate``, or ``pack``: which of them is up to ``packing_choice``."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:

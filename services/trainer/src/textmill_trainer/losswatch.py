@@ -115,7 +115,7 @@ def find_anomalies(
     outstanding = sorted((i for i, s in found.items() if s.score > limits[i]), key=lambda i: -found[i].score)
     seen = {i: _suspect(i, found[i], origins.get(i), odd.get(i, ())) for i in outstanding}
     # An answer that looks like others to its question is no slip in form, however hard it is to learn.
-    surprising = [s for i, s in seen.items() if i in odd and not odd[i]]
+    surprising = {i for i in seen if i in odd and not odd[i]}
     return AnomalyReport(
         records=records,
         epochs_seen=epochs_seen,
@@ -123,8 +123,8 @@ def find_anomalies(
         threshold=THRESHOLD,
         odd_threshold=ODD_THRESHOLD,
         spikes=_spikes(found, set(outstanding)),
-        suspects=[s for s in seen.values() if s not in surprising],
-        surprising=surprising,
+        suspects=[s for i, s in seen.items() if i not in surprising],
+        surprising=[s for i, s in seen.items() if i in surprising],
         left_out=left_out,
     )
 

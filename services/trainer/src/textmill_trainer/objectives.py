@@ -4,9 +4,11 @@ Supervised records are prepared by ``stages`` itself; here are raw text and pref
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textmill.contracts.datasets import Split
+from textmill_trainer.batches import collate, pack
 from textmill_trainer.loop import plain_model
 from textmill_trainer.masking import encode_pairs_with_proof
 from textmill_trainer.objective import Objective
@@ -36,16 +38,16 @@ def encode_source(run: "Run") -> None:
 
 def objective_of(run: "Run") -> tuple[Objective[Any], Sequence[Any]]:
     """What the loop minimizes and over which examples. Called once the model is loaded and before it is trained."""
-    job = run.job
+    job, packing = run.job, run.packing
+    lay_out = partial(pack, share=packing.shared) if packing.packed else collate
     if job.objective == "dpo":
         every = [*run.pairs, *run.eval_pairs]
         cache = run.folder.root / "references.json"
-        rows = {"packed": run.packing.packed, "shared": run.packing.shared}
-        references = reference_log_probs(run.model, every, run.settings.max_padded_tokens, cache, **rows)
-        run.preference = Preference(job.dpo_beta, references, **rows)
+        references = reference_log_probs(run.model, every, run.settings.max_padded_tokens, cache, lay_out)
+        run.preference = Preference(job.dpo_beta, references, lay_out)
         run.observers.append(PreferenceWatch(run.preference, run.eval_pairs, run.folder))
         return run.preference, run.pairs
     if job.objective == "pretrain" and job.sample_prompts:
         sampler = Sampler(plain_model(run.model), run.tokenizer, job.sample_prompts, run.folder, job.seed)
         run.observers.append(sampler)
-    return Supervised(run.packing.packed, run.packing.shared), run.examples
+    return Supervised(lay_out), run.examples

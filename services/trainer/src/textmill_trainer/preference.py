@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from textmill.contracts.preferences import PreferenceFigures, PreferenceReport
 from textmill.contracts.runs import EvalMetrics
-from textmill_trainer.batches import cut, lay_out
+from textmill_trainer.batches import LayOut, collate, cut
 from textmill_trainer.loop import plain_model
 from textmill_trainer.loss import supervised_losses
 from textmill_trainer.objective import ExampleLosses
@@ -36,13 +36,13 @@ LogProbs = Mapping[str, tuple[float, float]]
 class Preference:
     """An ``Objective`` over ``PairExample``. ``margins`` holds the last seen reward margin of each pair, in nats.
 
-    ``packed`` and ``shared`` are as in ``Supervised``: both answers of a pair share its prompt.
+    ``lay_out`` makes a batch of a microbatch's answers.
     """
 
-    def __init__(self, beta: float, references: LogProbs, *, packed: bool = False, shared: bool = False) -> None:
+    def __init__(self, beta: float, references: LogProbs, lay_out: LayOut = collate) -> None:
         self._beta = beta
         self._references = references
-        self._packed, self._shared = packed, shared
+        self._lay_out = lay_out
         self.margins: dict[str, float] = {}
 
     def tokens(self, example: PairExample) -> int:
@@ -55,7 +55,7 @@ class Preference:
         return example.record_id
 
     def losses(self, model: PreTrainedModel, examples: Sequence[PairExample], device: torch.device) -> ExampleLosses:
-        chosen_R, rejected_R = log_probs(model, examples, device, packed=self._packed, shared=self._shared)
+        chosen_R, rejected_R = log_probs(model, examples, device, self._lay_out)
         references = [self._references[e.record_id] for e in examples]
         base_R = torch.tensor([c - r for c, r in references], device=device)
         margins_R = self._beta * (chosen_R - rejected_R - base_R)
@@ -67,13 +67,11 @@ def log_probs(
     model: PreTrainedModel,
     examples: Sequence[PairExample],
     device: torch.device,
-    *,
-    packed: bool = False,
-    shared: bool = False,
+    lay_out: LayOut = collate,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the chosen and of the rejected answers, (R,) each, with their graph: one forward pass over both."""
     both = [e.chosen for e in examples] + [e.rejected for e in examples]
-    nats_2R = supervised_losses(model, lay_out(both, packed=packed, shared=shared).to(device))
+    nats_2R = supervised_losses(model, lay_out(both).to(device))
     return -nats_2R[: len(examples)], -nats_2R[len(examples) :]
 
 
@@ -83,9 +81,7 @@ def reference_log_probs(
     examples: Sequence[PairExample],
     max_padded_tokens: int,
     cache: Path,
-    *,
-    packed: bool = False,
-    shared: bool = False,
+    lay_out: LayOut = collate,
 ) -> LogProbs:
     """What the base gives the answers. Must be called before training: a fully trained model has no base any more.
 
@@ -101,8 +97,8 @@ def reference_log_probs(
     core.train(False)
     known: dict[str, tuple[float, float]] = {}
     with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        for part in cut(examples, _tokens, max_padded_tokens, packed=packed):
-            chosen_R, rejected_R = log_probs(core, part, core.device, packed=packed, shared=shared)
+        for part in cut(examples, _tokens, max_padded_tokens):
+            chosen_R, rejected_R = log_probs(core, part, core.device, lay_out)
             pairs = zip(chosen_R.tolist(), rejected_R.tolist(), strict=True)
             known.update(zip((e.record_id for e in part), pairs, strict=True))
     core.train(was_training)

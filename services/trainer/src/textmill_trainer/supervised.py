@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from textmill_trainer.batches import collate, lay_out, microbatches
+from textmill_trainer.batches import LayOut, collate, microbatches
 from textmill_trainer.loss import supervised_losses
 from textmill_trainer.objective import ExampleLosses
 from textmill_trainer.prepare import Example
@@ -18,12 +18,10 @@ from textmill_trainer.prepare import Example
 class Supervised:
     """An ``Objective`` over ``Example``: also that of continued pretraining, where all tokens are supervised.
 
-    ``packed`` puts a microbatch's records into one row (see ``packing_choice``), with ``shared`` each beginning that
-    they have in common once.
+    ``lay_out`` makes a batch of a microbatch's records.
     """
 
-    packed: bool = False
-    shared: bool = False
+    lay_out: LayOut = collate
 
     def tokens(self, example: Example) -> int:
         return len(example.token_ids)
@@ -36,8 +34,7 @@ class Supervised:
         return example.record_id
 
     def losses(self, model: PreTrainedModel, examples: Sequence[Example], device: torch.device) -> ExampleLosses:
-        batch = lay_out(examples, packed=self.packed, shared=self.shared)
-        losses_R = supervised_losses(model, batch.to(device))
+        losses_R = supervised_losses(model, self.lay_out(examples).to(device))
         return ExampleLosses(losses_R, [self.weight(e) for e in examples])
 
 
